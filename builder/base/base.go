@@ -1,0 +1,186 @@
+// Package base brings the images that builds stand on: it resolves a
+// reference to one platform's manifest, through mirrors, the daemon's own
+// registry or any other, and pulls its layers into the cache, verified and
+// with their size counted. Read [Resolver.Resolve] first, then
+// [Resolver.Pull].
+package base
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Decisions that callers take.
+var (
+	ErrNotFound    = errors.New("image not found")
+	ErrDenied      = errors.New("registry denied access")
+	ErrUnavailable = errors.New("registry unavailable")
+	ErrInvalid     = errors.New("invalid image")
+)
+
+// A PlatformError says which platform was wanted and which there are.
+type PlatformError struct {
+	Ref  string
+	Want string
+	Have []string
+}
+
+func (e *PlatformError) Error() string {
+	return fmt.Sprintf("%s has no image for %s, only for %s", e.Ref, e.Want, strings.Join(e.Have, ", "))
+}
+
+// Auth returns the credentials for a registry's host; none is the zero value.
+type Auth func(ctx context.Context, host string) (authn.AuthConfig, error)
+
+// A Repository is one repository of the daemon's own registry.
+type Repository interface {
+	Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error)
+	Blob(ctx context.Context, d digest.Digest) (path string, size int64, err error)
+}
+
+// Options tunes a Resolver.
+type Options struct {
+	Mirrors  map[string][]*url.URL        // by registry host, tried in order before it
+	Insecure []string                     // hosts that may speak plain HTTP or have any certificate
+	IsLocal  func(host string) bool       // says that a host is the daemon's own registry; nil: none is
+	Local    func(name string) Repository // opens a repository of it
+	Denied   func(err error) bool         // says that the local registry knows no such image
+	Client   http.RoundTripper            // nil means a default transport
+	Log      *slog.Logger
+}
+
+// A Resolver finds and pulls images. It is safe for concurrent use.
+type Resolver struct{ opts Options }
+
+// NewResolver returns a resolver.
+func NewResolver(o Options) *Resolver {
+	if o.IsLocal == nil {
+		o.IsLocal = func(string) bool { return false }
+	}
+	if o.Client == nil {
+		o.Client = http.DefaultTransport.(*http.Transport).Clone()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Resolver{opts: o}
+}
+
+// An Image is one platform's image, not pulled yet.
+type Image struct {
+	Ref        string        // as written
+	Host       string        // of the registry that was named
+	Repository string        // path there
+	Digest     digest.Digest // of the platform's manifest
+	Manifest   ocispec.Manifest
+	Config     dockerspec.DockerOCIImage
+	source     source
+}
+
+// Name returns the image's name with its digest.
+func (i *Image) Name() string { return i.Host + "/" + i.Repository + "@" + i.Digest.String() }
+
+// CompressedSize sums the layers' blobs.
+func (i *Image) CompressedSize() int64 {
+	var n int64
+	for _, l := range i.Manifest.Layers {
+		n += l.Size
+	}
+	return n
+}
+
+// Parse checks an image reference and completes it: docker.io, library/ and
+// latest where they are missing.
+func Parse(ref string) (name.Reference, error) {
+	r, err := name.ParseReference(ref, name.WithDefaultRegistry("docker.io"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s is not an image reference: %v", ErrInvalid, ref, err)
+	}
+	return r, nil
+}
+
+// Resolve returns the image that ref names for the platform. It asks the
+// mirrors of the reference's registry first. auth is called only when a
+// registry wants credentials.
+func (r *Resolver) Resolve(ctx context.Context, ref string, platform ocispec.Platform, auth Auth) (*Image, error) {
+	parsed, err := Parse(ref)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, s := range r.sources(parsed, auth) {
+		img, err := resolve(ctx, s, parsed, platform)
+		if err == nil {
+			img.Ref = ref
+			return img, nil
+		}
+		var wrong *PlatformError
+		if errors.As(err, &wrong) {
+			wrong.Ref = ref
+			return nil, err
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", s, err))
+	}
+	return nil, pick(errs)
+}
+
+// pick returns the most telling of the sources' errors: one that says no
+// beats one that says nothing.
+func pick(errs []error) error {
+	for _, want := range []error{ErrDenied, ErrUnavailable, ErrNotFound} {
+		for i := len(errs) - 1; i >= 0; i-- {
+			if errors.Is(errs[i], want) {
+				return errs[i]
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sources lists where a reference may be read, in order.
+func (r *Resolver) sources(ref name.Reference, auth Auth) []source {
+	host, repo := ref.Context().RegistryStr(), ref.Context().RepositoryStr()
+	if host == "index.docker.io" {
+		host = "docker.io"
+	}
+	var all []source
+	for _, m := range r.opts.Mirrors[host] {
+		all = append(all, r.source(m.Host, repo, m.Scheme == "http", auth))
+	}
+	return append(all, r.source(host, repo, false, auth))
+}
+
+func (r *Resolver) source(host, repo string, plain bool, auth Auth) source {
+	if r.opts.IsLocal(host) {
+		return &local{host: host, repo: r.opts.Local(repo), missing: r.opts.Denied}
+	}
+	for _, h := range r.opts.Insecure {
+		plain = plain || h == host
+	}
+	return &remoteSource{host: host, repo: repo, plain: plain, auth: auth, transport: r.opts.Client}
+}
+
+// Default returns the platform of the daemon, or the one that s spells.
+func Default(s string) (ocispec.Platform, error) {
+	if s == "" {
+		p := platforms.DefaultSpec()
+		return platforms.Normalize(ocispec.Platform{OS: "linux", Architecture: p.Architecture}), nil
+	}
+	p, err := platforms.Parse(s)
+	if err != nil {
+		return ocispec.Platform{}, fmt.Errorf("%w: platform %q: %v", ErrInvalid, s, err)
+	}
+	return platforms.Normalize(p), nil
+}

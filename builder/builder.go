@@ -1,0 +1,163 @@
+// Package builder runs one build: a request comes in, a pipeline turns it into
+// layers, each layer goes to the registry while the next is made, and a
+// result goes out. Pipelines (builder/classic is the default) know nothing of
+// registries to push to, and pushd knows nothing of builds; they meet here.
+// Read [Request] and [Session] first, then [Builder.Build].
+package builder
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/slipwayhq/slipway/buildctx"
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/layercache"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/pushd"
+	"github.com/slipwayhq/slipway/pushd/compress"
+)
+
+// A Request is one build to run.
+type Request struct {
+	ID      string // ULID
+	Org     string
+	Created time.Time
+	Queued  time.Duration // time spent in the queue
+	*slipwayv1.Start
+}
+
+// A Session is a build's line to its client. Its methods are safe for
+// concurrent use and fail with the cause when the client has gone.
+type Session interface {
+	// Manifest waits for the whole manifest of the context.
+	Manifest(ctx context.Context) (*buildctx.Manifest, error)
+
+	// Need returns when the store has the contents of the manifest's
+	// entries at these indices.
+	Need(ctx context.Context, entries []int) error
+
+	// Credentials asks the client for a registry's credentials. None is the
+	// zero value.
+	Credentials(ctx context.Context, host string) (authn.AuthConfig, error)
+
+	// Context tells what of the context has travelled so far.
+	Context() *slipwayv1.ContextProgress
+
+	// Emit appends an event to the build's log.
+	Emit(*slipwayv1.Event)
+}
+
+// A Pipeline turns a job into an image.
+type Pipeline interface {
+	// Plan does everything that can fail before content travels: parse,
+	// resolve base images, count them.
+	Plan(ctx context.Context, job *Job) (Plan, error)
+}
+
+// A Plan is a job that is ready to run.
+type Plan interface {
+	// Detail is a line for people about what will be built.
+	Detail() string
+
+	// Build makes the image. It hands each layer of the final image to
+	// job.Layer as soon as there is a byte of it, lowest first.
+	Build(ctx context.Context) (*Image, error)
+}
+
+// A Job is a request with the means to carry it out.
+type Job struct {
+	Request
+	Session  Session
+	Cache    *layercache.Cache
+	Maker    *layer.Maker
+	Platform ocispec.Platform
+	MaxSize  int64 // of the unpacked root file system, in bytes
+	Layer    func(*layer.Pending)
+}
+
+// An Image is what a pipeline made.
+type Image struct {
+	Config dockerspec.DockerOCIImage
+	Layers []*layer.Layer // lowest first
+	RootFS int64          // bytes unpacked, as package limits counts them
+	Steps  int
+	Cached int
+}
+
+// Destination opens a repository to push to. The name is "host/path", or ""
+// for the app's repository in the daemon's own registry.
+type Destination func(ctx context.Context, name, app string, auth func(ctx context.Context, host string) (authn.AuthConfig, error)) (Remote, error)
+
+// A Remote is a repository of a registry that images go to.
+type Remote struct {
+	Target pushd.Target
+	Name   string // "host/path"
+}
+
+// Options tunes a Builder.
+type Options struct {
+	Cache       *layercache.Store
+	Engine      *pushd.Engine
+	Destination Destination
+	Pipelines   map[slipwayv1.Pipeline]Pipeline
+	MaxSize     int64            // of an unpacked root file system; 0 means 8 GB
+	Compression compress.Options // default of builds that name none
+	Parallel    int              // compressors of one layer; 0 means all cores
+	Timeout     time.Duration    // of one build; 0 means none
+	Observe     Observer         // may be nil
+	Log         *slog.Logger
+}
+
+// An Observer counts what builds do.
+type Observer interface {
+	BuildEnded(pipeline, status string, t *slipwayv1.Timings)
+	Pushed(outcome string, bytes int64)
+	Compressed(bytes int64)
+	StepCached(hit bool)
+}
+
+// A Builder runs builds. It is safe for concurrent use.
+type Builder struct{ opts Options }
+
+// New returns a builder.
+func New(o Options) *Builder {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Builder{opts: o}
+}
+
+// Build runs one build to its end and returns its result, which it has not
+// emitted. It does not return an error: what failed is in the result.
+func (b *Builder) Build(ctx context.Context, req Request, s Session) *slipwayv1.Result {
+	if b.opts.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, b.opts.Timeout)
+		defer cancel()
+	}
+	r := newRun(b, req, s)
+	err := r.run(ctx)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = because(cause, err)
+	}
+	return r.result(err)
+}
+
+// because prefers the reason a context ended to what stages made of it.
+func because(cause, err error) error {
+	var known *failure.Error
+	if errors.As(cause, &known) {
+		return cause
+	}
+	if e := failure.As(err); e.Code == failure.Internal || errors.Is(err, cause) {
+		return cause
+	}
+	return err
+}

@@ -1,0 +1,142 @@
+package classic
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/slipwayhq/slipway/builder/base"
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/layercache"
+	"github.com/slipwayhq/slipway/limits"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+)
+
+// begin carries out FROM: it sets the stage's first node.
+func (s *stage) begin(ctx, steps context.Context, st *step, done *slipwayv1.StepDone) error {
+	var err error
+	switch {
+	case s.from != nil:
+		s.node, err = s.from.result(steps)
+		s.busted = err == nil && s.from.busted && !s.node.isMade()
+	case s.base != nil:
+		s.node, err = s.fromImage(steps, st, done)
+	default:
+		s.node = s.fromScratch(st)
+	}
+	if err != nil {
+		return err
+	}
+	if s.from != nil {
+		// A node of its own, so that the stage's steps are counted as its own.
+		done.Cached = !s.from.busted
+		return nil
+	}
+	if triggers := s.node.image.Config.OnBuild; len(triggers) > 0 {
+		s.node.image.Config.OnBuild = nil
+		return s.trigger(ctx, steps, st, triggers, done)
+	}
+	return nil
+}
+
+func (s *stage) fromScratch(st *step) *node {
+	n := &node{stage: s, step: st, made: make(chan struct{}), cached: true}
+	n.image.Platform = s.build.job.Platform
+	n.image.Config.Env = []string{defaultPath}
+	n.rootfs = limits.NewLedger(s.build.job.MaxSize).Total()
+	n.settle()
+	return n
+}
+
+// settle ends the making of a node without parent.
+func (n *node) settle() {
+	n.err = n.identify()
+	n.peak = n.rootfs
+	close(n.made)
+}
+
+// fromImage pulls the base image.
+func (s *stage) fromImage(ctx context.Context, st *step, done *slipwayv1.StepDone) (*node, error) {
+	layers, err := s.build.pull(ctx, s.base, st)
+	if err != nil {
+		return nil, err
+	}
+	n := &node{stage: s, step: st, made: make(chan struct{}), base: layers, history: s.base.Config.History, cached: true}
+	n.image = baseConfig(s.base.Config)
+	if n.rootfs, err = s.build.sizeOf(ctx, s.base, layers); err != nil {
+		return nil, err
+	}
+	n.settle()
+	done.Cached = true
+	if n.err != nil || !s.final {
+		return n, n.err
+	}
+	return n, s.offerAll(ctx, layers)
+}
+
+// baseConfig keeps of a base image's config what its child inherits.
+func baseConfig(in dockerspec.DockerOCIImage) dockerspec.DockerOCIImage {
+	out := cloneImage(in)
+	out.Author, out.Created, out.History = "", nil, nil
+	out.RootFS.DiffIDs = nil
+	if len(out.Config.Env) == 0 {
+		out.Config.Env = []string{defaultPath}
+	}
+	return out
+}
+
+// offerAll hands layers that exist to the push.
+func (s *stage) offerAll(ctx context.Context, layers []*layer.Layer) error {
+	for _, l := range layers {
+		blob, err := s.build.job.Cache.Blob(ctx, l.Descriptor.Digest)
+		if err != nil {
+			return err
+		}
+		s.build.job.Layer(layer.Finished(l, blob))
+	}
+	return nil
+}
+
+// pull brings an image's layers into the cache.
+func (b *build) pull(ctx context.Context, img *base.Image, st *step) ([]*layer.Layer, error) {
+	var mu sync.Mutex
+	layers, err := b.opts.Bases.Pull(ctx, b.job.Cache, img, base.PullOptions{
+		App: b.job.App, Max: b.job.MaxSize, Origin: st.source, Line: st.line,
+		Progress: func(d digest.Digest, n, total int64, done bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			b.job.Session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Pull{Pull: &slipwayv1.PullProgress{
+				Ref: img.Ref, Digest: d.String(), Bytes: uint64(n), Total: uint64(total), Done: done,
+			}}})
+		},
+	})
+	return layers, baseFailure(img.Ref, err)
+}
+
+// sizeOf returns what a base image takes unpacked. It is remembered, so that
+// only a new base image is counted.
+func (b *build) sizeOf(ctx context.Context, img *base.Image, layers []*layer.Layer) (int64, error) {
+	if len(layers) == 0 {
+		return limits.NewLedger(b.job.MaxSize).Total(), nil
+	}
+	key := layercache.NewKey(layercache.Part{Name: "size of", Value: layer.ChainID(layers)})
+	rec, err := b.job.Cache.Step(ctx, key)
+	if err == nil && (b.job.MaxSize < 0 || rec.Peak <= b.job.MaxSize) {
+		return rec.RootFS, nil
+	}
+	if err != nil && !missing(err) {
+		return 0, err
+	}
+	ledger, err := b.charged(ctx, layers)
+	if err != nil {
+		return 0, failure.At(baseFailure(img.Ref, err), failure.Preflight, 0)
+	}
+	rec = layercache.Step{
+		Created: time.Now().UTC(), DiffID: layers[len(layers)-1].DiffID, RootFS: ledger.Total(), Peak: ledger.Peak(), App: b.job.App,
+	}
+	return rec.RootFS, b.job.Cache.PutStep(ctx, key, rec)
+}

@@ -1,0 +1,381 @@
+package classic
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/patternmatcher"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+)
+
+// A copySource is one thing to copy, after wildcards.
+type copySource struct {
+	name string // its last element as written; a link's own
+	file *file  // what it leads to
+}
+
+// A transfer copies sources to one place of an image.
+type transfer struct {
+	what    string // "COPY" or "ADD", for messages
+	from    sourceFS
+	context bool // from is the build context
+	sources []copySource
+	dest    string // absolute; ends in "/" if it must be a directory
+	chown   string // as written, expanded; "" keeps owners (context: 0:0)
+	chmod   *int64
+	exclude *patternmatcher.PatternMatcher
+	inline  []inlineFile // here-documents
+}
+
+// An inlineFile is a file that the Dockerfile itself holds.
+type inlineFile struct {
+	name    string
+	content string
+}
+
+func (t *transfer) failf(code, hint, format string, args ...any) error {
+	return failure.Userf(code, hint, t.what+" failed: "+format, args...)
+}
+
+// choose finds the sources that the patterns name.
+func (t *transfer) choose(patterns []string) error {
+	for _, p := range patterns {
+		if err := t.chooseOne(p); err != nil {
+			return err
+		}
+	}
+	if len(t.sources)+len(t.inline) == 0 {
+		return t.failf(failure.FileNotFound, "check the pattern against the files that .dockerignore leaves", "no source files were specified")
+	}
+	if len(t.sources)+len(t.inline) > 1 && !strings.HasSuffix(t.dest, "/") {
+		return failure.Userf(failure.DockerfileInvalid, "end the destination with /",
+			"When using %s with more than one source file, the destination must be a directory and end with a /", t.what)
+	}
+	return nil
+}
+
+func (t *transfer) chooseOne(pattern string) error {
+	if t.context && escapes(pattern) {
+		return t.failf(failure.FileNotFound, "copy the file into the context, or deploy a directory further up",
+			"forbidden path outside the build context: %s ()", pattern)
+	}
+	clean := path.Clean("/" + pattern)
+	if !strings.ContainsAny(pattern, "*?[") {
+		return t.take(pattern, clean)
+	}
+	return t.walk("/", func(p string) error {
+		ok, err := filepath.Match(clean[1:], p[1:])
+		if err != nil {
+			return t.failf(failure.DockerfileInvalid, "close each [ with a ]", "%s: %v", pattern, err)
+		}
+		if !ok || p == "/" {
+			return nil
+		}
+		return t.take(p[1:], p)
+	})
+}
+
+// escapes reports whether a relative path climbs out of its root.
+func escapes(p string) bool {
+	clean := path.Clean(strings.TrimLeft(p, "/"))
+	return clean == ".." || strings.HasPrefix(clean, "../")
+}
+
+func (t *transfer) take(written, clean string) error {
+	at, err := follow(t.from, clean, true)
+	if err != nil {
+		return err
+	}
+	f, err := t.from.lstat(at)
+	if errors.Is(err, fs.ErrNotExist) {
+		return t.missing(written)
+	}
+	if err != nil {
+		return err
+	}
+	t.sources = append(t.sources, copySource{name: path.Base(clean), file: f})
+	return nil
+}
+
+func (t *transfer) missing(written string) error {
+	name := strings.TrimLeft(strings.TrimPrefix(written, "./"), "/")
+	if t.context {
+		return t.failf(failure.FileNotFound, "check the spelling and the ignore file that the output names",
+			"file not found in build context or excluded by .dockerignore: stat %s: file does not exist", name)
+	}
+	return t.failf(failure.FileNotFound, "check what the stage or image has at that path", "stat %s: file does not exist", name)
+}
+
+// walk visits every path below dir in order, links not followed.
+func (t *transfer) walk(dir string, visit func(p string) error) error {
+	names, err := t.from.children(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		p := path.Join(dir, name)
+		if err := visit(p); err != nil {
+			return err
+		}
+		f, err := t.from.lstat(p)
+		if err != nil {
+			return err
+		}
+		if f.isDir() {
+			if err := t.walk(p, visit); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// each visits the sources' files: a directory's content, not itself. rel is
+// the path below the source, "" for a file.
+func (t *transfer) each(visit func(src copySource, rel string, f *file) error) error {
+	for _, src := range t.sources {
+		if !src.file.isDir() {
+			if err := visit(src, "", src.file); err != nil {
+				return err
+			}
+			continue
+		}
+		base := strings.TrimSuffix(src.file.path, "/")
+		err := t.walk(src.file.path, func(p string) error {
+			rel := strings.TrimPrefix(p, base+"/")
+			if t.exclude != nil {
+				if out, err := t.exclude.MatchesOrParentMatches(rel); err != nil || out {
+					return err
+				}
+			}
+			f, err := t.from.lstat(p)
+			if err != nil || f.typ == 0 {
+				return err
+			}
+			return visit(src, rel, f)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hash names what is copied in history and keys: "file:", "dir:" or "multi:"
+// and a hash over names, attributes and contents. Times do not count.
+func (t *transfer) hash(ctx context.Context) (string, error) {
+	var all []string
+	for _, src := range t.sources {
+		h, err := t.hashSource(ctx, src)
+		if err != nil {
+			return "", err
+		}
+		all = append(all, h)
+	}
+	for _, in := range t.inline {
+		all = append(all, "file:"+sum("inline", in.name, in.content))
+	}
+	if len(all) == 1 {
+		return all[0], nil
+	}
+	return "multi:" + sum(strings.Join(all, ",")), nil
+}
+
+func (t *transfer) hashSource(ctx context.Context, src copySource) (string, error) {
+	if !src.file.isDir() {
+		h, err := t.hashFile(ctx, src.name, src.file)
+		return "file:" + h, err
+	}
+	one := transfer{from: t.from, sources: []copySource{src}, exclude: t.exclude}
+	var parts []string
+	inodes := map[string]string{}
+	err := one.each(func(_ copySource, rel string, f *file) error {
+		h, err := t.hashFile(ctx, rel, f)
+		if f.inode != "" {
+			if first, ok := inodes[f.inode]; ok {
+				h += "=" + first
+			} else {
+				inodes[f.inode] = rel
+			}
+		}
+		parts = append(parts, h)
+		return err
+	})
+	slices.Sort(parts)
+	return "dir:" + sum(strings.Join(parts, ",")), err
+}
+
+func (t *transfer) hashFile(ctx context.Context, name string, f *file) (string, error) {
+	fields := []string{
+		"file/v1", name, string(f.typ), strconv.FormatInt(f.mode, 8), strconv.Itoa(f.uid), strconv.Itoa(f.gid),
+		f.link, fmt.Sprint(f.major, f.minor),
+	}
+	if f.typ == tar.TypeReg {
+		content, err := t.from.hash(ctx, f)
+		if err != nil {
+			return "", err
+		}
+		fields = append(fields, content)
+	}
+	for _, k := range slices.Sorted(maps.Keys(f.xattrs)) {
+		fields = append(fields, k, f.xattrs[k])
+	}
+	return sum(fields...), nil
+}
+
+// sum hashes fields, each with its length first so that no two lists read
+// alike.
+func sum(fields ...string) string {
+	h := sha256.New()
+	for _, f := range fields {
+		fmt.Fprintf(h, "%d:%s", len(f), f)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// entries lists the manifest entries whose content the transfer reads.
+func (t *transfer) entries() ([]int, error) {
+	var out []int
+	err := t.each(func(_ copySource, _ string, f *file) error {
+		if f.typ == tar.TypeReg && f.size > 0 {
+			out = append(out, f.entry)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// plan drafts the layer over the tree below. own resolves the --chown pair.
+func (t *transfer) plan(d *draft, uid, gid int) error {
+	dest, err := follow(d, t.dest, true)
+	if err != nil {
+		return err
+	}
+	isDir := strings.HasSuffix(t.dest, "/")
+	if f, err := d.lstat(dest); err == nil && f.isDir() {
+		isDir = true
+	}
+	put := &putter{transfer: t, draft: d, uid: uid, gid: gid, links: map[string]string{}}
+	for _, src := range t.sources {
+		if err := put.source(src, dest, isDir); err != nil {
+			return err
+		}
+	}
+	for _, in := range t.inline {
+		if err := put.inlined(in, dest, isDir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A putter turns a transfer's files into a draft's entries.
+type putter struct {
+	*transfer
+	draft    *draft
+	uid, gid int
+	links    map[string]string // first path of each inode
+}
+
+func (p *putter) source(src copySource, dest string, isDir bool) error {
+	if !src.file.isDir() {
+		if isDir {
+			dest = path.Join(dest, src.name)
+		}
+		if f, err := p.draft.lstat(dest); err == nil && f.isDir() {
+			return p.failf(failure.DockerfileInvalid, "copy to another name", "cannot copy to directory: %s", dest)
+		}
+		return p.put(src.file, dest)
+	}
+	if err := p.mkdir(dest); err != nil {
+		return err
+	}
+	p.draft.touch(dest)
+	one := transfer{from: p.from, sources: []copySource{src}, exclude: p.exclude}
+	return one.each(func(_ copySource, rel string, f *file) error { return p.put(f, path.Join(dest, rel)) })
+}
+
+func (p *putter) inlined(in inlineFile, dest string, isDir bool) error {
+	if isDir {
+		dest = path.Join(dest, in.name)
+	}
+	if err := p.mkdir(path.Dir(dest)); err != nil {
+		return err
+	}
+	f := file{path: dest, typ: tar.TypeReg, mode: 0o644, uid: p.uid, gid: p.gid, size: int64(len(in.content)), mtime: p.draft.now}
+	if p.chmod != nil {
+		f.mode = *p.chmod
+	}
+	p.draft.put(&entry{file: f, open: func(context.Context) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader(in.content)), nil
+	}})
+	return nil
+}
+
+func (p *putter) mkdir(dir string) error {
+	var blocked *notDirError
+	err := p.draft.mkdirAll(dir, max(p.uid, 0), max(p.gid, 0))
+	if errors.As(err, &blocked) {
+		return p.failf(failure.DockerfileInvalid, "choose a destination below a directory", "mkdir %s: not a directory", blocked.path)
+	}
+	return err
+}
+
+// put drafts one file of the source at a path of the image.
+func (p *putter) put(f *file, at string) error {
+	if f.typ == 0 {
+		return nil
+	}
+	if err := p.mkdir(path.Dir(at)); err != nil {
+		return err
+	}
+	e := &entry{file: *f}
+	e.path = at
+	p.own(&e.file)
+	if f.typ == tar.TypeReg {
+		e.open = func(ctx context.Context) (io.ReadCloser, error) { return p.from.open(ctx, f) }
+	}
+	if f.inode != "" {
+		if first, ok := p.links[f.inode]; ok && first != at {
+			e.linkTo = first
+		} else {
+			p.links[f.inode] = at
+		}
+	}
+	p.draft.put(e)
+	return nil
+}
+
+// own sets owner and mode as a copy followed by a chown does: a chown takes
+// setuid, setgid and capabilities from regular files.
+func (p *putter) own(f *file) {
+	if p.uid >= 0 {
+		f.uid, f.gid = p.uid, p.gid
+		if f.typ == tar.TypeReg {
+			f.mode &^= 0o4000
+			if f.mode&0o010 != 0 {
+				f.mode &^= 0o2000
+			}
+			if f.xattrs["security.capability"] != "" {
+				f.xattrs = maps.Clone(f.xattrs)
+				delete(f.xattrs, "security.capability")
+			}
+		}
+	}
+	if p.chmod != nil && f.typ != tar.TypeSymlink {
+		f.mode = *p.chmod
+	}
+}

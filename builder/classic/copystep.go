@@ -1,0 +1,409 @@
+package classic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+	"github.com/moby/patternmatcher"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/slipwayhq/slipway/builder/base"
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/builder/rootfs"
+	"github.com/slipwayhq/slipway/layercache"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+)
+
+// copyFlags are what COPY and ADD have in common.
+type copyFlags struct {
+	what    string
+	chown   string
+	chmod   string
+	exclude []string
+	src     instructions.SourcesAndDest
+}
+
+// copy carries out COPY.
+func (s *stage) copy(ctx, steps context.Context, st *step, cmd *instructions.CopyCommand, done *slipwayv1.StepDone) error {
+	if cmd.Parents {
+		return failure.Userf(failure.NotSupported, "copy the directory itself, or list its files", "COPY --parents is not supported yet")
+	}
+	flags := copyFlags{what: "COPY", chown: cmd.Chown, chmod: cmd.Chmod, exclude: cmd.ExcludePatterns, src: cmd.SourcesAndDest}
+	if cmd.From != "" {
+		return s.copyFrom(ctx, steps, st, cmd.From, flags, done)
+	}
+	t, err := s.fromContext(steps, flags, flags.src.SourcePaths)
+	if err != nil {
+		return err
+	}
+	return s.transfer(ctx, steps, st, t, done)
+}
+
+// fromContext returns the transfer of files of the build context.
+func (s *stage) fromContext(ctx context.Context, f copyFlags, patterns []string) (*transfer, error) {
+	t, err := s.newTransfer(f)
+	if err != nil {
+		return nil, err
+	}
+	files, err := s.build.files(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t.from, t.context = files, true
+	return t, t.choose(patterns)
+}
+
+func (s *stage) newTransfer(f copyFlags) (*transfer, error) {
+	t := &transfer{what: f.what, dest: destination(s.node.image.Config.WorkingDir, f.src.DestPath), chown: f.chown}
+	if f.chmod != "" {
+		mode, err := strconv.ParseInt(f.chmod, 8, 32)
+		if err != nil || mode < 0 || mode > 0o7777 {
+			return nil, failure.Userf(failure.DockerfileInvalid, "write it as octal digits, like 0755", "%s --chmod=%s is no mode", f.what, f.chmod)
+		}
+		t.chmod = &mode
+	}
+	if len(f.exclude) > 0 {
+		pm, err := patternmatcher.New(f.exclude)
+		if err != nil {
+			return nil, failure.Userf(failure.DockerfileInvalid, "mend the pattern", "%s --exclude: %v", f.what, err)
+		}
+		t.exclude = pm
+	}
+	for _, c := range f.src.SourceContents {
+		content := c.Data
+		if c.Expand {
+			out, _, err := shell.NewLex(s.build.file.escape).ProcessWord(content, s.environment())
+			if err != nil {
+				return nil, failure.Userf(failure.DockerfileInvalid, "mend the variable", "%v", err)
+			}
+			content = out
+		}
+		t.inline = append(t.inline, inlineFile{name: c.Path, content: content})
+	}
+	return t, nil
+}
+
+// destination completes a destination. It ends in "/" where it can only be a
+// directory.
+func destination(workdir, dest string) string {
+	slash := strings.HasSuffix(dest, "/") || dest == "." || strings.HasSuffix(dest, "/.")
+	if !path.IsAbs(dest) {
+		dest = path.Join("/", workdir, dest)
+	}
+	dest = path.Clean(dest)
+	if slash && dest != "/" {
+		dest += "/"
+	}
+	return dest
+}
+
+// comment is the instruction as history and key show it, around the hash.
+func (t *transfer) comment(hash string, dest string) string {
+	var flags strings.Builder
+	if t.chown != "" {
+		flags.WriteString("--chown=" + t.chown + " ")
+	}
+	if t.chmod != nil {
+		fmt.Fprintf(&flags, "--chmod=%o ", *t.chmod)
+	}
+	return t.what + " " + flags.String() + hash + " in " + dest + " "
+}
+
+func (t *transfer) excluded() string {
+	if t.exclude == nil {
+		return ""
+	}
+	var all []string
+	for _, p := range t.exclude.Patterns() {
+		all = append(all, fmt.Sprintf("%t %q", p.Exclusion(), p.String()))
+	}
+	return strings.Join(all, ",")
+}
+
+// transfer carries out a COPY or ADD whose files are known.
+func (s *stage) transfer(ctx, steps context.Context, st *step, t *transfer, done *slipwayv1.StepDone) error {
+	hash, err := t.hash(ctx)
+	if err != nil {
+		return err
+	}
+	comment := t.comment(hash, destOf(st))
+	c := s.drafted(t)
+	c.image, c.createdBy = cloneImage(s.node.image), nopFS(&s.node.image, comment)
+	c.key = fixed(layercache.Part{Name: "instruction", Value: comment}, layercache.Part{Name: "exclude", Value: t.excluded()})
+	return s.apply(ctx, steps, st, c, done)
+}
+
+// destOf is the destination as written, variables replaced.
+func destOf(st *step) string {
+	switch cmd := st.cmd.(type) {
+	case *instructions.CopyCommand:
+		return cmd.DestPath
+	case *instructions.AddCommand:
+		return cmd.DestPath
+	}
+	return ""
+}
+
+// drafted returns the change of a transfer of the context's files.
+func (s *stage) drafted(t *transfer) *change {
+	return drafted(func(ctx context.Context, d *draft) error {
+		if t.context {
+			need, err := t.entries()
+			if err != nil {
+				return err
+			}
+			if err := s.build.job.Session.Need(ctx, need); err != nil {
+				return err
+			}
+		}
+		uid, gid, err := s.owner(ctx, t, d.node)
+		if err != nil {
+			return err
+		}
+		return t.plan(d, uid, gid)
+	})
+}
+
+// drafted returns a change whose layer plan drafts. The draft is made once,
+// over the snapshot or the ledger of the tree below, whichever is there.
+func drafted(plan func(ctx context.Context, d *draft) error) *change {
+	var flight singleflight.Group
+	var mu sync.Mutex
+	var made *draft
+	get := func(ctx context.Context, n *node, below tree) (*draft, error) {
+		d, err, _ := flight.Do("", func() (any, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if made != nil {
+				return made, nil
+			}
+			d := newDraft(n, below)
+			if err := plan(ctx, d); err != nil {
+				return nil, err
+			}
+			made = d
+			return d, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		return d.(*draft), nil
+	}
+	return &change{
+		write: func(ctx context.Context, n *node, w *layer.Writer) error {
+			d, err := get(ctx, n, ledgerTree{n.stage.ledger})
+			if err != nil {
+				return err
+			}
+			return d.write(ctx, w.Entry)
+		},
+		fill: func(ctx context.Context, n *node, snap *layercache.Snapshot) error {
+			d, err := get(ctx, n, layersTree(snap.Lowers()))
+			if err != nil {
+				return err
+			}
+			return d.unpack(ctx, rootfs.Dirs{Upper: snap.Upper(), Parents: snap.Lowers()})
+		},
+	}
+}
+
+// copyFrom carries out COPY --from. The step is found by the identity of what
+// it copies from, or else by the content that it copies: a source that was
+// rebuilt to the same files is a hit.
+func (s *stage) copyFrom(ctx, steps context.Context, st *step, from string, f copyFlags, done *slipwayv1.StepDone) error {
+	src, err := s.origin(steps, st, from)
+	if err != nil {
+		return err
+	}
+	t, err := s.newTransfer(f)
+	if err != nil {
+		return err
+	}
+	v := &fromStage{stage: s, src: src, transfer: t, patterns: f.src.SourcePaths, dest: f.src.DestPath}
+	image := s.node.image
+	draw := drafted(func(ctx context.Context, d *draft) error {
+		uid, gid, err := s.owner(ctx, t, d.node)
+		if err != nil {
+			return err
+		}
+		return t.plan(d, uid, gid)
+	})
+	return s.apply(ctx, steps, st, &change{
+		image: cloneImage(image),
+		key:   v.key,
+		also:  v.contentKey,
+		write: func(ctx context.Context, n *node, w *layer.Writer) error {
+			comment, err := v.comment(ctx)
+			if err != nil {
+				return err
+			}
+			n.createdBy = nopFS(&image, comment)
+			return draw.write(ctx, n, w)
+		},
+		fill: func(ctx context.Context, n *node, snap *layercache.Snapshot) error {
+			if err := v.open(ctx); err != nil {
+				return err
+			}
+			return draw.fill(ctx, n, snap)
+		},
+	}, done)
+}
+
+// A fromStage is what COPY --from reads.
+type fromStage struct {
+	stage    *stage
+	src      *node
+	transfer *transfer
+	patterns []string
+	dest     string
+
+	mu   sync.Mutex
+	hash string
+}
+
+func (v *fromStage) key(ctx context.Context) ([]layercache.Part, error) {
+	if err := v.src.wait(ctx); err != nil {
+		return nil, err
+	}
+	text := v.transfer.comment(fmt.Sprintf("%q of %s", v.patterns, v.src.id), v.dest)
+	return []layercache.Part{{Name: "instruction", Value: text}, {Name: "exclude", Value: v.transfer.excluded()}}, nil
+}
+
+func (v *fromStage) contentKey(ctx context.Context) ([]layercache.Part, error) {
+	comment, err := v.comment(ctx)
+	return []layercache.Part{{Name: "instruction", Value: comment}}, err
+}
+
+// open mounts the source and finds the files, once.
+func (v *fromStage) open(ctx context.Context) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.openLocked(ctx)
+}
+
+func (v *fromStage) openLocked(ctx context.Context) error {
+	if v.transfer.from != nil {
+		return nil
+	}
+	dir, err := v.src.mountTree(ctx)
+	if err != nil {
+		return err
+	}
+	v.transfer.from = dirFS(dir)
+	return v.transfer.choose(v.patterns)
+}
+
+// comment is the instruction with the hash of what it copies.
+func (v *fromStage) comment(ctx context.Context) (string, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.hash == "" {
+		if err := v.openLocked(ctx); err != nil {
+			return "", err
+		}
+		hash, err := v.transfer.hash(ctx)
+		if err != nil {
+			return "", err
+		}
+		v.hash = hash
+	}
+	return v.transfer.comment(v.hash, v.dest), nil
+}
+
+// origin returns the node that --from names.
+func (s *stage) origin(ctx context.Context, st *step, from string) (*node, error) {
+	if dep := s.build.stageNamed(from, s.index); dep != nil {
+		return dep.result(ctx)
+	}
+	img := s.other[from]
+	if img == nil {
+		return nil, failure.Userf(failure.DockerfileInvalid, "name a stage or an image", "invalid from flag value %s", from)
+	}
+	return s.imageNode(ctx, st, img)
+}
+
+// imageNode pulls an image to copy from.
+func (s *stage) imageNode(ctx context.Context, st *step, img *base.Image) (*node, error) {
+	layers, err := s.build.pull(ctx, img, st)
+	if err != nil {
+		return nil, err
+	}
+	n := &node{stage: s, step: st, made: make(chan struct{}), base: layers, image: baseConfig(img.Config)}
+	n.settle()
+	return n, n.err
+}
+
+// mountTree mounts the node's whole tree read-only, until the build ends.
+func (n *node) mountTree(ctx context.Context) (string, error) {
+	n.mountOnce.Lock()
+	defer n.mountOnce.Unlock()
+	if n.mounted != "" {
+		return n.mounted, nil
+	}
+	name, err := n.rootSnapshot(ctx)
+	if err != nil {
+		return "", err
+	}
+	b := n.stage.build
+	dir, err := os.MkdirTemp(b.opts.Scratch, "view-")
+	if err != nil {
+		return "", err
+	}
+	b.mounts.add(dir)
+	if name != "" {
+		lowers, err := b.job.Cache.View(ctx, name)
+		if err == nil {
+			err = mount.All(readOnly(lowers), dir)
+		}
+		if err != nil {
+			return "", fmt.Errorf("mount %s: %w", name, err)
+		}
+	}
+	n.mounted = dir
+	return dir, nil
+}
+
+func readOnly(lowers []string) []mount.Mount {
+	if len(lowers) == 1 {
+		return []mount.Mount{{Type: "bind", Source: lowers[0], Options: []string{"rbind", "ro"}}}
+	}
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + strings.Join(lowers, ":")}}}
+}
+
+// mounts are the trees that a build has mounted.
+type mounts struct {
+	mu   sync.Mutex
+	dirs []string
+}
+
+func (m *mounts) add(dir string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dirs = append(m.dirs, dir)
+}
+
+// close unmounts all of them.
+func (m *mounts) close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs []error
+	for _, dir := range m.dirs {
+		err := mount.UnmountAll(dir, 0)
+		if err == nil {
+			err = os.Remove(dir)
+		}
+		errs = append(errs, err)
+	}
+	m.dirs = nil
+	return errors.Join(errs...)
+}

@@ -1,0 +1,12 @@
+// Package classic builds images as Docker's classic builder does: an
+// instruction at a time, a layer for each that changes the file system, and a
+// cache keyed by the parent image and everything the instruction depends on.
+// Stages form a graph: those that the target does not need are left out,
+// independent ones run side by side.
+//
+// A stage walks its instructions ([plan], [stage]); each leaves a [node], the
+// image as it then stands. A node's layer is made in the background while the
+// stage goes on: COPY and friends describe theirs as a [draft] over the tree
+// below, RUN's is the upper directory of its overlay. Read [Pipeline] first,
+// then stage.go and node.go.
+package classic

@@ -1,0 +1,92 @@
+package classic
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+)
+
+// A dockerfile is the parsed recipe.
+type dockerfile struct {
+	name     string
+	escape   rune
+	meta     []instructions.ArgCommand
+	stages   []instructions.Stage
+	warnings []warning
+}
+
+type warning struct {
+	line int
+	text string
+}
+
+// parse reads a whole Dockerfile before anything runs.
+func parse(name string, content []byte) (*dockerfile, error) {
+	if len(bytes.TrimSpace(content)) == 0 {
+		return nil, failure.Userf(failure.DockerfileInvalid, "write at least a FROM line", "the Dockerfile (%s) cannot be empty", name)
+	}
+	ast, err := parser.Parse(bytes.NewReader(content))
+	if err != nil {
+		return nil, syntaxError(err)
+	}
+	stages, meta, err := instructions.Parse(ast.AST, nil)
+	if err != nil {
+		return nil, syntaxError(err)
+	}
+	if len(stages) == 0 {
+		return nil, failure.Userf(failure.DockerfileInvalid, "start the file with FROM", "the Dockerfile (%s) has no build stage", name)
+	}
+	f := &dockerfile{name: name, escape: ast.EscapeToken, meta: meta, stages: stages}
+	for _, w := range ast.Warnings {
+		f.warnings = append(f.warnings, warning{line: startLine(w.Location), text: w.Short})
+	}
+	return f, nil
+}
+
+func startLine(r *parser.Range) int {
+	if r == nil {
+		return 0
+	}
+	return r.Start.Line
+}
+
+func syntaxError(err error) error {
+	out := failure.Userf(failure.DockerfileInvalid, "see docs/dockerfile.md for what each instruction takes", "dockerfile parse error: %v", err)
+	var at *parser.LocationError
+	if errors.As(err, &at) && len(at.Locations) > 0 && len(at.Locations[0]) > 0 {
+		out.Line = at.Locations[0][0].Start.Line
+	}
+	return out
+}
+
+// A step is one instruction of a stage. The first step of a stage is its FROM.
+type step struct {
+	id     uint32
+	number int // from 1 within the stage
+	cmd    instructions.Command
+	source string
+	line   int
+	end    int
+}
+
+func newStep(number int, cmd instructions.Command, source string, at []parser.Range) *step {
+	st := &step{number: number, cmd: cmd, source: source}
+	if len(at) > 0 {
+		st.line, st.end = at[0].Start.Line, at[len(at)-1].End.Line
+	}
+	return st
+}
+
+// sourceOf is the instruction as written, continuations joined.
+func sourceOf(cmd instructions.Command) string {
+	if s, ok := cmd.(fmt.Stringer); ok {
+		return s.String()
+	}
+	return strings.ToUpper(cmd.Name())
+}

@@ -1,0 +1,241 @@
+package classic
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/rootfs"
+)
+
+// A draft is a layer before it is written: entries over the tree below. It
+// holds what an overlay's upper directory would hold after the same work.
+type draft struct {
+	below   tree
+	node    *node // that the layer is for
+	now     time.Time
+	entries map[string]*entry // by path
+}
+
+// An entry is one path of a draft.
+type entry struct {
+	file
+	opaque bool // hides what the tree below has under it
+	open   func(ctx context.Context) (io.ReadCloser, error)
+	linkTo string // path of an entry of this draft that it is a hard link to
+}
+
+func newDraft(n *node, below tree) *draft {
+	return &draft{below: below, node: n, now: time.Now().Truncate(time.Second), entries: map[string]*entry{}}
+}
+
+// lstat sees the draft merged with the tree below.
+func (d *draft) lstat(p string) (*file, error) {
+	if p == "/" {
+		return &root, nil
+	}
+	if e, ok := d.entries[p]; ok {
+		return &e.file, nil
+	}
+	for up := path.Dir(p); up != "/"; up = path.Dir(up) {
+		if e, ok := d.entries[up]; ok && (e.opaque || !e.isDir()) {
+			return nil, fs.ErrNotExist
+		}
+	}
+	return d.below.lstat(p)
+}
+
+// mkdirAll makes the directories of p that are missing, and copies up those
+// that exist. What is in the way and no directory is an error.
+func (d *draft) mkdirAll(p string, uid, gid int) error {
+	if p == "/" {
+		return nil
+	}
+	if err := d.mkdirAll(path.Dir(p), uid, gid); err != nil {
+		return err
+	}
+	f, err := d.lstat(p)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		d.put(&entry{file: file{path: p, typ: tar.TypeDir, mode: 0o755, uid: uid, gid: gid, mtime: d.now}})
+		return nil
+	case err != nil:
+		return err
+	case !f.isDir():
+		return &notDirError{p}
+	}
+	d.copyUp(f)
+	return nil
+}
+
+type notDirError struct{ path string }
+
+func (e *notDirError) Error() string { return e.path + " is not a directory" }
+
+func (d *draft) copyUp(f *file) {
+	if _, ok := d.entries[f.path]; !ok && f.path != "/" {
+		d.entries[f.path] = &entry{file: *f}
+	}
+}
+
+// put sets the entry at its path, whose parents the draft must have. What was
+// there goes, unless both are directories; the parent's time becomes now.
+func (d *draft) put(e *entry) {
+	old, err := d.lstat(e.path)
+	exists := err == nil
+	if exists && e.isDir() && !old.isDir() {
+		e.opaque = true
+	}
+	if exists && old.isDir() && !e.isDir() {
+		d.remove(e.path)
+	}
+	if exists && old.isDir() && e.isDir() {
+		if was, ok := d.entries[e.path]; ok {
+			e.opaque = was.opaque
+		}
+	}
+	d.entries[e.path] = e
+	if exists && old.isDir() && e.isDir() {
+		return
+	}
+	if up, ok := d.entries[path.Dir(e.path)]; ok {
+		up.mtime = d.now
+	}
+}
+
+// touch copies a directory up with the time of now.
+func (d *draft) touch(p string) {
+	if e, ok := d.entries[p]; ok {
+		e.mtime = d.now
+	}
+}
+
+func (d *draft) remove(dir string) {
+	for p := range d.entries {
+		if strings.HasPrefix(p, dir+"/") {
+			delete(d.entries, p)
+		}
+	}
+}
+
+// write puts the entries out, parents first, siblings by name.
+func (d *draft) write(ctx context.Context, put func(*tar.Header, io.Reader) error) error {
+	order := slices.SortedFunc(maps.Keys(d.entries), comparePaths)
+	for _, p := range order {
+		if err := d.entries[p].write(ctx, put); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// comparePaths orders as a walk does: "/a/b" before "/a-b".
+func comparePaths(a, b string) int {
+	return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/"))
+}
+
+// unpack writes the draft into an overlay's upper directory.
+func (d *draft) unpack(ctx context.Context, dirs rootfs.Dirs) error {
+	r, w := io.Pipe()
+	go func() {
+		tw := tar.NewWriter(w)
+		err := d.write(ctx, func(h *tar.Header, content io.Reader) error {
+			err := tw.WriteHeader(h)
+			if err == nil && content != nil {
+				_, err = io.Copy(tw, content)
+			}
+			return err
+		})
+		if err == nil {
+			err = tw.Close()
+		}
+		w.CloseWithError(err)
+	}()
+	err := rootfs.Apply(ctx, r, dirs)
+	// The writer ends when the reader is closed.
+	r.CloseWithError(err)
+	return err
+}
+
+func (e *entry) write(ctx context.Context, put func(*tar.Header, io.Reader) error) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	h := e.header()
+	if h.Typeflag != tar.TypeReg || h.Size == 0 {
+		if err := put(h, nil); err != nil {
+			return err
+		}
+		return e.writeOpaque(put)
+	}
+	r, err := e.open(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", e.path, err)
+	}
+	defer r.Close()
+	return put(h, r)
+}
+
+func (e *entry) writeOpaque(put func(*tar.Header, io.Reader) error) error {
+	if !e.opaque {
+		return nil
+	}
+	return put(&tar.Header{
+		Typeflag: tar.TypeReg, Name: strings.TrimPrefix(e.path, "/") + "/.wh..wh..opq", Mode: 0o755,
+		ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
+	}, nil)
+}
+
+func (e *entry) header() *tar.Header {
+	h := &tar.Header{
+		Typeflag: e.typ, Name: strings.TrimPrefix(e.path, "/"), Mode: e.mode, Uid: e.uid, Gid: e.gid,
+		ModTime: time.Unix(e.mtime.Unix(), 0), Format: tar.FormatPAX,
+	}
+	switch e.typ {
+	case tar.TypeDir:
+		h.Name += "/"
+	case tar.TypeReg:
+		h.Size = e.size
+	case tar.TypeSymlink:
+		h.Linkname = e.link
+	case tar.TypeChar, tar.TypeBlock:
+		h.Devmajor, h.Devminor = e.major, e.minor
+	}
+	if e.linkTo != "" {
+		h.Typeflag, h.Linkname, h.Size = tar.TypeLink, strings.TrimPrefix(e.linkTo, "/"), 0
+	}
+	if len(e.xattrs) > 0 && e.linkTo == "" {
+		h.PAXRecords = map[string]string{}
+		for k, v := range e.xattrs {
+			h.PAXRecords["SCHILY.xattr."+k] = v
+		}
+	}
+	return h
+}
+
+// workdir makes a directory as WORKDIR does.
+func (d *draft) workdir(p string) error {
+	at, err := follow(d, p, true)
+	if err != nil {
+		return err
+	}
+	if f, err := d.lstat(at); err == nil && f.isDir() {
+		return nil
+	}
+	var blocked *notDirError
+	if err := d.mkdirAll(at, 0, 0); errors.As(err, &blocked) {
+		return failure.Userf(failure.DockerfileInvalid, "name another directory", "Cannot mkdir: %s is not a directory", blocked.path)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,46 @@
+package classic
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// shared is carrier-grade NAT's range (RFC 6598), private in effect.
+var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+// NewFetch returns a transport for what Dockerfiles name by URL. It reaches
+// public addresses and those that allow lists: the address is checked after
+// name resolution, for redirects too.
+func NewFetch(allow []netip.Prefix) http.RoundTripper {
+	dial := &net.Dialer{
+		Timeout: 30 * time.Second,
+		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+			return checkAddress(address, allow)
+		},
+	}
+	return &http.Transport{
+		DialContext: dial.DialContext, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 30 * time.Second,
+		ResponseHeaderTimeout: time.Minute, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
+	}
+}
+
+func checkAddress(address string, allow []netip.Prefix) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	ip := ap.Addr().Unmap().WithZone("")
+	if slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+		return nil
+	}
+	if ip.IsGlobalUnicast() && !ip.IsPrivate() && !shared.Contains(ip) {
+		return nil
+	}
+	return fmt.Errorf("%s is not a public address, and the operator does not allow it with --allow-egress", ip)
+}

@@ -1,0 +1,72 @@
+package classic
+
+import (
+	"context"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+)
+
+// bust says that st missed the cache: the steps after it will run too, so the
+// contents that they copy may travel while st runs.
+func (s *stage) bust(ctx context.Context, st *step) {
+	s.busted = true
+	var copies []copyFlags
+	for _, later := range s.steps[min(st.number, len(s.steps)):] {
+		if f, ok := plainCopy(later.cmd); ok {
+			copies = append(copies, f)
+		}
+	}
+	if len(copies) == 0 {
+		return
+	}
+	s.build.passes.Go(func() {
+		// What fails here fails again, and is told, when the step runs.
+		_ = s.prefetch(ctx, copies)
+	})
+}
+
+// plainCopy returns what a COPY or ADD of the context's files copies, if no
+// variable decides it.
+func plainCopy(cmd instructions.Command) (copyFlags, bool) {
+	var f copyFlags
+	switch cmd := cmd.(type) {
+	case *instructions.CopyCommand:
+		if cmd.From != "" {
+			return f, false
+		}
+		f = copyFlags{what: "COPY", exclude: cmd.ExcludePatterns, src: cmd.SourcesAndDest}
+	case *instructions.AddCommand:
+		f = copyFlags{what: "ADD", exclude: cmd.ExcludePatterns, src: cmd.SourcesAndDest}
+	default:
+		return f, false
+	}
+	for _, p := range f.src.SourcePaths {
+		if strings.ContainsRune(p, '$') || isURL(p) {
+			return f, false
+		}
+	}
+	f.src.SourceContents, f.src.DestPath = nil, "/"
+	return f, len(f.src.SourcePaths) > 0
+}
+
+// prefetch asks for the contents of all the copies at once.
+func (s *stage) prefetch(ctx context.Context, copies []copyFlags) error {
+	files, err := s.build.files(ctx)
+	if err != nil {
+		return err
+	}
+	var need []int
+	for _, f := range copies {
+		t := &transfer{what: f.what, from: files, context: true, dest: "/"}
+		if err := t.choose(f.src.SourcePaths); err != nil {
+			return err
+		}
+		entries, err := t.entries()
+		if err != nil {
+			return err
+		}
+		need = append(need, entries...)
+	}
+	return s.build.job.Session.Need(ctx, need)
+}

@@ -1,0 +1,224 @@
+package classic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"archive/tar"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/oklog/ulid/v2"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/builder/rootfs"
+	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/slipwayhq/slipway/layercache"
+	"github.com/slipwayhq/slipway/limits"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+)
+
+// checkRun refuses flags that this pipeline does not have.
+func checkRun(cmd *instructions.RunCommand) error {
+	for _, flag := range cmd.FlagsUsed {
+		if flag != "network" {
+			return failure.Userf(failure.NotSupported, "leave the flag out", "RUN --%s is not supported yet", flag)
+		}
+	}
+	for _, f := range cmd.Files {
+		if strings.HasPrefix(f.Data, "#!") {
+			return failure.Userf(failure.NotSupported, "leave the #! line out: the stage's SHELL runs the text", "RUN <<%s with an interpreter line is not supported yet", f.Name)
+		}
+	}
+	return nil
+}
+
+// runArgs is what RUN executes.
+func runArgs(sh []string, cmd *instructions.RunCommand) []string {
+	args := slices.Clone(cmd.CmdLine)
+	if !cmd.PrependShell {
+		return args
+	}
+	text := strings.Join(args, " ")
+	if len(cmd.Files) == 1 && strings.HasPrefix(strings.TrimSpace(text), "<<") && !strings.ContainsAny(strings.TrimSpace(text)[2:], " \t|;&") {
+		// Only the here-document: its text is the script.
+		return append(slices.Clone(sh), cmd.Files[0].Data)
+	}
+	for _, f := range cmd.Files {
+		text += "\n" + f.Data + f.Name
+	}
+	return append(slices.Clone(sh), text)
+}
+
+// run1 carries out RUN.
+func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.RunCommand, done *slipwayv1.StepDone) error {
+	mode, err := s.network(cmd)
+	if err != nil {
+		return err
+	}
+	image := cloneImage(s.node.image)
+	args := runArgs(shellOf(&image), cmd)
+	values := s.scope.values(image.Config.Env)
+	recorded := pairs(s.scope.recorded(values))
+	createdBy := strings.Join(args, " ")
+	if len(values) > 0 {
+		createdBy = fmt.Sprintf("|%d %s", len(recorded), strings.Join(append(recorded, createdBy), " "))
+	}
+	r := &process{stage: s, step: st, done: done, sandbox: sandbox.Process{
+		ID: strings.ToLower(ulid.Make().String()), Volatile: true,
+		Args: args, Env: append(slices.Clone(image.Config.Env), pairs(values)...),
+		Dir: image.Config.WorkingDir, User: image.Config.User, Network: mode, Limits: s.build.opts.Limits,
+		Volumes: slices.Sorted(maps.Keys(image.Config.Volumes)),
+	}}
+	return s.apply(ctx, steps, st, &change{
+		image: image, createdBy: createdBy,
+		key: fixed(
+			layercache.Part{Name: "instruction", Value: fmt.Sprintf("RUN %q", args)},
+			layercache.Part{Name: "args", Value: fmt.Sprintf("%q", recorded)},
+			layercache.Part{Name: "network", Value: string(mode)},
+		),
+		run:   r.run,
+		write: r.write,
+	}, done)
+}
+
+func (s *stage) network(cmd *instructions.RunCommand) (sandbox.Mode, error) {
+	switch mode := instructions.GetNetwork(cmd); mode {
+	case instructions.NetworkNone:
+		return sandbox.None, nil
+	case instructions.NetworkHost:
+		if s.build.opts.Network != sandbox.Host {
+			return "", failure.Userf(failure.PermissionDenied, "the operator allows it with --network host", "RUN --network=host is not allowed on this daemon")
+		}
+		return sandbox.Host, nil
+	}
+	return s.build.opts.Network, nil
+}
+
+// A process is a RUN step under way. Its layer is the upper directory.
+type process struct {
+	stage   *stage
+	step    *step
+	done    *slipwayv1.StepDone
+	sandbox sandbox.Process
+	upper   string
+	below   *node
+}
+
+// run prepares a snapshot, runs the process in it and commits it.
+func (p *process) run(ctx context.Context, n *node) error {
+	p.below = n.parent
+	build := p.stage.build
+	parent, err := n.parent.rootSnapshot(ctx)
+	if err != nil {
+		return err
+	}
+	select {
+	case build.running <- struct{}{}:
+		defer func() { <-build.running }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	name := snapshotName()
+	err = layer.Fill(ctx, build.job.Cache, parent, name, func(snap *layercache.Snapshot) error {
+		p.upper = snap.Upper()
+		return p.execute(ctx, snap)
+	})
+	if err == nil {
+		n.snapshot = name
+	}
+	return err
+}
+
+func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error {
+	out := p.stage.build.newOutput(p.step)
+	p.sandbox.Lowers, p.sandbox.Upper, p.sandbox.Work = snap.Lowers(), snap.Upper(), snap.Work()
+	p.sandbox.Stdout, p.sandbox.Stderr = out.stream(slipwayv1.LogStream_LOG_STREAM_STDOUT), out.stream(slipwayv1.LogStream_LOG_STREAM_STDERR)
+	p.sandbox.Watch = p.watch
+	code, err := p.stage.build.opts.Runner.Run(ctx, p.sandbox)
+	var size *limits.SizeError
+	var start *sandbox.StartError
+	switch {
+	case errors.As(err, &size):
+		return p.tooLarge(ctx, size)
+	case errors.As(err, &start), errors.Is(err, sandbox.ErrUser):
+		return failure.Userf(failure.StepFailed, "check the command, its PATH and USER", "%s: %v", p.step.source, err)
+	case err != nil:
+		return err
+	case code != 0:
+		e := failure.Userf(failure.StepFailed, "the output above says why; steps before this one stay cached",
+			"The command '%s' returned a non-zero code: %d", strings.Join(p.sandbox.Args, " "), code)
+		e.ExitCode = code
+		return e
+	}
+	return nil
+}
+
+// watch stops a process that writes past the limit.
+func (p *process) watch(ctx context.Context) error {
+	most := p.stage.build.job.MaxSize
+	if most < 0 {
+		return nil
+	}
+	wait := 50 * time.Millisecond
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		}
+		begun := time.Now()
+		below := p.below.counted()
+		used, at, err := rootfs.Usage(ctx, p.upper, most-below)
+		if err != nil && ctx.Err() == nil {
+			p.stage.build.opts.Log.Debug("watch", "upper", p.upper, "err", err)
+		}
+		if below+used > most {
+			return &limits.SizeError{Report: limits.Report{Total: below + used, Max: most, Path: at}}
+		}
+		timer.Reset(max(wait, 10*time.Since(begun)))
+	}
+}
+
+// counted is what is known of the unpacked size: a lower bound while layers
+// are in the making.
+func (n *node) counted() int64 {
+	for at := n; at != nil; at = at.parent {
+		if at.isMade() {
+			return at.rootfs
+		}
+	}
+	return 0
+}
+
+// tooLarge counts the stopped step's files like a layer's, so that the report
+// has its paths too.
+func (p *process) tooLarge(ctx context.Context, seen *limits.SizeError) error {
+	if err := p.below.wait(ctx); err != nil {
+		return err
+	}
+	ledger, err := p.stage.build.charged(ctx, p.below.layers())
+	if err != nil {
+		return err
+	}
+	l := ledger.Begin(limits.Source{Line: p.step.line, Text: p.step.source})
+	err = rootfs.WriteUpper(ctx, tar.NewWriter(io.Discard), p.upper, l.Entry)
+	var exact *limits.SizeError
+	if errors.As(err, &exact) {
+		return exact
+	}
+	return seen
+}
+
+// write makes the layer of what the process left.
+func (p *process) write(ctx context.Context, _ *node, w *layer.Writer) error {
+	return rootfs.WriteUpper(ctx, w.Tar(), p.upper, w.Charge)
+}

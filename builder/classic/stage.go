@@ -1,0 +1,327 @@
+package classic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/slipwayhq/slipway/builder/base"
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/limits"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+)
+
+// A stage is one FROM and what follows it.
+type stage struct {
+	build  *build
+	index  int
+	name   string // lower case; "" if it has none
+	label  string // for people; "" when it is the only stage
+	def    instructions.Stage
+	from   *stage            // FROM an earlier stage
+	ref    string            // FROM an image; "" is scratch or a stage
+	images map[string]string // references named by COPY --from, by the name written
+	deps   []*stage          // stages named by COPY --from
+	steps  []*step
+
+	needed bool
+	final  bool // its layers are in the target's image
+
+	base  *base.Image            // resolved ref
+	other map[string]*base.Image // resolved images
+
+	scope  *scope
+	node   *node
+	cmdSet bool           // CMD was set in this stage
+	busted bool           // a step missed the cache: none after it is looked up
+	ledger *limits.Ledger // of node's image, while layers are made; touched by one pass at a time
+	done   chan struct{}  // closed when the last step has run
+	err    error
+}
+
+// makeStages turns the parsed stages into a graph.
+func (b *build) makeStages() error {
+	for i, def := range b.file.stages {
+		s := &stage{build: b, index: i, name: strings.ToLower(def.Name), def: def, done: make(chan struct{}),
+			images: map[string]string{}, other: map[string]*base.Image{}, scope: newScope(b)}
+		if s.name != "" && b.stageNamed(s.name, i) != nil {
+			return s.invalid(def.Location[0].Start.Line, "name each stage differently", "stage name %s is already used", def.Name)
+		}
+		s.steps = append(s.steps, newStep(1, nil, def.OrigCmd+" "+fromText(def), def.Location))
+		if err := s.resolveFrom(); err != nil {
+			return err
+		}
+		for _, cmd := range def.Commands {
+			st := newStep(len(s.steps)+1, cmd, sourceOf(cmd), cmd.Location())
+			if err := s.check(st); err != nil {
+				return err
+			}
+			s.steps = append(s.steps, st)
+		}
+		b.stages = append(b.stages, s)
+	}
+	last := b.stages[len(b.stages)-1]
+	if b.job.Target != "" {
+		if t := b.stageNamed(b.job.Target, len(b.stages)); t != nil {
+			last = t
+		}
+	}
+	last.addLabels()
+	return nil
+}
+
+func fromText(def instructions.Stage) string {
+	text := def.BaseName
+	if def.Platform != "" {
+		text = "--platform=" + def.Platform + " " + text
+	}
+	if def.Name != "" {
+		text += " AS " + def.Name
+	}
+	return text
+}
+
+// addLabels appends the request's labels as LABEL steps.
+func (s *stage) addLabels() {
+	for _, kv := range pairs(s.build.job.Labels) {
+		k, v, _ := strings.Cut(kv, "=")
+		cmd := instructions.NewLabelCommand(k, v, true)
+		st := newStep(len(s.steps)+1, cmd, "LABEL "+kv, nil)
+		s.steps = append(s.steps, st)
+	}
+}
+
+// stageNamed finds a stage by name or index among the first n.
+func (b *build) stageNamed(name string, n int) *stage {
+	for _, s := range b.stages[:min(n, len(b.stages))] {
+		if s.name != "" && s.name == strings.ToLower(name) {
+			return s
+		}
+	}
+	if i, err := strconv.Atoi(name); err == nil && i >= 0 && i < min(n, len(b.stages)) {
+		return b.stages[i]
+	}
+	return nil
+}
+
+func (s *stage) resolveFrom() error {
+	line := s.def.Location[0].Start.Line
+	lex := shell.NewLex(s.build.file.escape)
+	env := shell.EnvsFromSlice(pairs(s.build.meta))
+	name, _, err := lex.ProcessWord(s.def.BaseName, env)
+	if err != nil {
+		return s.invalid(line, "", "FROM %s: %v", s.def.BaseName, err)
+	}
+	if name == "" {
+		return s.invalid(line, "give the ARG a default, or pass it with --build-arg", "base name (%s) should not be blank", s.def.BaseName)
+	}
+	// FROM resolves names only, never indexes.
+	if from := s.build.stageNamed(name, s.index); from != nil && from.name == strings.ToLower(name) {
+		s.from = from
+		return nil
+	}
+	if name != "scratch" {
+		s.ref = name
+	}
+	return nil
+}
+
+// check refuses what cannot work before anything runs, and notes what the
+// step needs of other stages.
+func (s *stage) check(st *step) error {
+	var from string
+	switch cmd := st.cmd.(type) {
+	case *instructions.CopyCommand:
+		from = cmd.From
+	case *instructions.RunCommand:
+		if err := checkRun(cmd); err != nil {
+			return failure.At(err, failure.Preflight, st.line)
+		}
+	}
+	if from == "" {
+		return nil
+	}
+	if dep := s.build.stageNamed(from, s.index); dep != nil {
+		s.deps = append(s.deps, dep)
+		return nil
+	}
+	if i, err := strconv.Atoi(from); err == nil {
+		reason := "index out of bounds"
+		if i == s.index {
+			reason = "refers to current build stage"
+		}
+		return s.invalid(st.line, "name a stage that comes before this one", "invalid from flag value %s: %s", from, reason)
+	}
+	if strings.EqualFold(from, s.name) {
+		return s.invalid(st.line, "name a stage that comes before this one", "invalid from flag value %s: refers to current build stage", from)
+	}
+	s.images[from] = from
+	return nil
+}
+
+func (s *stage) invalid(line int, hint, format string, args ...any) error {
+	return failure.At(failure.Userf(failure.DockerfileInvalid, hint, format, args...), failure.Preflight, line)
+}
+
+// need marks the stage and all that it stands on.
+func (s *stage) need() {
+	if s.needed {
+		return
+	}
+	s.needed = true
+	if s.from != nil {
+		s.from.need()
+	}
+	for _, d := range s.deps {
+		d.need()
+	}
+}
+
+// resolveBases resolves the images of all needed stages, each once.
+func (b *build) resolveBases(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range b.stages {
+		if !s.needed {
+			continue
+		}
+		if s.ref != "" {
+			g.Go(func() (err error) {
+				s.base, err = b.resolve(ctx, s.ref, s.def.Platform)
+				return failure.At(err, failure.Preflight, s.steps[0].line)
+			})
+		}
+		found := make([]*base.Image, len(s.steps))
+		for i, st := range s.steps {
+			cmd, ok := st.cmd.(*instructions.CopyCommand)
+			if !ok || s.images[cmd.From] == "" {
+				continue
+			}
+			g.Go(func() (err error) {
+				found[i], err = b.resolve(ctx, cmd.From, "")
+				return failure.At(err, failure.Preflight, st.line)
+			})
+		}
+		defer func() {
+			for i, img := range found {
+				if img != nil {
+					s.other[s.steps[i].cmd.(*instructions.CopyCommand).From] = img
+				}
+			}
+		}()
+	}
+	return g.Wait()
+}
+
+func (b *build) resolve(ctx context.Context, ref, platform string) (*base.Image, error) {
+	want := b.job.Platform
+	if platform != "" {
+		lex := shell.NewLex(b.file.escape)
+		text, _, err := lex.ProcessWord(platform, shell.EnvsFromSlice(pairs(b.meta)))
+		if err == nil {
+			want, err = base.Default(text)
+		}
+		if err != nil {
+			return nil, failure.Userf(failure.DockerfileInvalid, "give it as os/arch, like linux/amd64", "FROM --platform=%s: %v", platform, err)
+		}
+	}
+	img, err := b.opts.Bases.Resolve(ctx, ref, want, b.job.Session.Credentials)
+	return img, baseFailure(ref, err)
+}
+
+// baseFailure names what went wrong with a base image.
+func baseFailure(ref string, err error) error {
+	var known *failure.Error
+	var wrong *base.PlatformError
+	var size *limits.SizeError
+	if err == nil || errors.As(err, &known) || errors.As(err, &size) {
+		return err
+	}
+	e := &failure.Error{Blame: failure.User, Message: fmt.Sprintf("base image %s: %v", ref, err), Err: err}
+	switch {
+	case errors.As(err, &wrong):
+		e.Code, e.Hint = failure.PlatformMismatch, "use a base image for "+wrong.Want+", or build with --platform"
+	case errors.Is(err, base.ErrNotFound):
+		e.Code, e.Hint = failure.BaseNotFound, "check the name and the tag; a private image needs docker login where you deploy"
+	case errors.Is(err, base.ErrDenied):
+		e.Code, e.Hint = failure.BaseDenied, "run docker login for its registry where you deploy; a misspelt name gives the same answer at many registries"
+	case errors.Is(err, base.ErrUnavailable):
+		e.Code, e.Blame, e.Retryable = failure.BaseUnavailable, failure.Registry, true
+		e.Hint = "the daemon cannot reach the registry; check its network, or give it --registry-mirror"
+	case errors.Is(err, base.ErrInvalid):
+		e.Code, e.Hint = failure.DockerfileInvalid, "check the image's name; a damaged image must be pushed again"
+	default:
+		return err
+	}
+	return e
+}
+
+// start runs the stage. Steps end with steps, layers in the making with ctx.
+func (s *stage) start(ctx, steps context.Context) {
+	s.build.group.Go(func() error {
+		defer close(s.done)
+		s.err = s.run(ctx, steps)
+		if s.err != nil {
+			s.build.fail(s.err)
+		}
+		return s.err
+	})
+}
+
+// result waits until the stage's last step has run.
+func (s *stage) result(ctx context.Context) (*node, error) {
+	select {
+	case <-s.done:
+		return s.node, s.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (s *stage) run(ctx, steps context.Context) error {
+	for _, st := range s.steps {
+		if err := context.Cause(steps); err != nil {
+			return err
+		}
+		if err := s.step(ctx, steps, st); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step runs one instruction and tells the client.
+func (s *stage) step(ctx, steps context.Context, st *step) error {
+	emit := s.build.job.Session.Emit
+	begun := time.Now()
+	emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepStarted{StepStarted: &slipwayv1.StepStarted{Step: st.id}}})
+	done := &slipwayv1.StepDone{Step: st.id}
+	var err error
+	if st.number == 1 {
+		err = s.begin(ctx, steps, st, done)
+	} else {
+		err = s.dispatch(ctx, steps, st, done)
+	}
+	err = failure.At(err, failure.Build, st.line)
+	done.DurationMs = time.Since(begun).Milliseconds()
+	if err != nil {
+		e := failure.As(err)
+		done.Error, done.ExitCode = e.Message, int32(e.ExitCode)
+	} else if o := s.build.opts.Observe; o != nil && st.number > 1 {
+		o.StepCached(done.Cached)
+	}
+	emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepDone{StepDone: done}})
+	return err
+}
+
+func (s *stage) note(st *step, format string, args ...any) {
+	s.build.job.Session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepLog{StepLog: &slipwayv1.StepLog{
+		Step: st.id, Stream: slipwayv1.LogStream_LOG_STREAM_NOTE, Data: []byte(fmt.Sprintf(format, args...) + "\n"),
+	}}})
+}

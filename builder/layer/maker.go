@@ -1,0 +1,221 @@
+package layer
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/slipwayhq/slipway/layercache"
+	"github.com/slipwayhq/slipway/limits"
+	"github.com/slipwayhq/slipway/pushd/compress"
+)
+
+// A Maker makes layers for one build. It is safe for concurrent use.
+type Maker struct {
+	Cache       *layercache.Cache
+	Compression compress.Options
+	App         string
+	Made        func(*Layer) // told of each new layer; may be nil
+}
+
+// MediaType is that of the layers that m makes.
+func (m *Maker) MediaType() string {
+	if m.Compression.Type == "" {
+		return compress.Gzip.MediaType()
+	}
+	return m.Compression.Type.MediaType()
+}
+
+// A Spec says what a layer is made of.
+type Spec struct {
+	Origin    limits.Source
+	CreatedBy string
+
+	// Ledger is that of the image below; the layer is charged to it while
+	// it is written.
+	Ledger *limits.Ledger
+
+	// Write produces the entries. It is called once.
+	Write func(ctx context.Context, w *Writer) error
+
+	// Started, if not nil, is called when the first entry is written.
+	Started func(*Pending)
+}
+
+// Make makes one layer. It returns nil, nil when Write wrote no entry: such a
+// step has no layer. When it fails, readers of the pending blob get the same
+// error.
+func (m *Maker) Make(ctx context.Context, spec Spec) (*Layer, error) {
+	w := &Writer{ctx: ctx, maker: m, spec: spec, ledger: spec.Ledger.Begin(spec.Origin)}
+	w.out = bufio.NewWriterSize(starter{w}, 256<<10)
+	w.tar = tar.NewWriter(w.out)
+	err := spec.Write(ctx, w)
+	l, err := w.finish(ctx, err)
+	if w.pending != nil {
+		w.pending.finish(l, err)
+	}
+	return l, err
+}
+
+// A Writer takes a layer's entries in tar order. It is not safe for
+// concurrent use.
+type Writer struct {
+	ctx     context.Context // of the Make call that the writer lives in
+	maker   *Maker
+	spec    Spec
+	ledger  *limits.Layer
+	tar     *tar.Writer
+	out     *bufio.Writer
+	entries int
+	sum     hash.Hash
+	size    int64
+	blob    *layercache.BlobWriter
+	zip     io.WriteCloser
+	pending *Pending
+}
+
+// Charge counts the entry against the limit. Call it before each header that
+// is written to Tar directly.
+func (w *Writer) Charge(h *tar.Header) error {
+	if err := context.Cause(w.ctx); err != nil {
+		return err
+	}
+	w.entries++
+	return w.ledger.Entry(h)
+}
+
+// Tar is the layer's tar stream, for writers that charge each header first.
+func (w *Writer) Tar() *tar.Writer { return w.tar }
+
+// Entry charges and writes one entry; r, which may be nil, is its content.
+func (w *Writer) Entry(h *tar.Header, r io.Reader) error {
+	if err := w.Charge(h); err != nil {
+		return err
+	}
+	if err := w.tar.WriteHeader(h); err != nil {
+		return fmt.Errorf("%s: %w", h.Name, err)
+	}
+	if r == nil {
+		return nil
+	}
+	if _, err := io.Copy(w.tar, r); err != nil {
+		return fmt.Errorf("%s: %w", h.Name, err)
+	}
+	return nil
+}
+
+// starter opens the spool and the compressor at the first byte, so that a
+// step that changes nothing leaves nothing.
+type starter struct{ w *Writer }
+
+func (s starter) Write(p []byte) (int, error) {
+	w := s.w
+	if w.blob == nil {
+		if err := w.start(); err != nil {
+			return 0, err
+		}
+	}
+	w.sum.Write(p)
+	w.size += int64(len(p))
+	return w.zip.Write(p)
+}
+
+func (w *Writer) start() error {
+	blob, err := w.maker.Cache.Create(w.ctx)
+	if err != nil {
+		return err
+	}
+	zip, err := compress.New(blob, w.maker.Compression)
+	if err != nil {
+		blob.Abort(err)
+		return err
+	}
+	w.blob, w.zip, w.sum = blob, zip, digest.SHA256.Hash()
+	w.pending = &Pending{
+		MediaType: w.maker.MediaType(),
+		Origin:    w.spec.Origin, Blob: blob, result: make(chan struct{}),
+	}
+	if w.spec.Started != nil {
+		w.spec.Started(w.pending)
+	}
+	return nil
+}
+
+// finish closes the stream and stores the layer, or drops it for cause.
+func (w *Writer) finish(ctx context.Context, cause error) (*Layer, error) {
+	delta, err := w.ledger.Close()
+	if cause == nil {
+		cause = err
+	}
+	if cause == nil && w.entries == 0 {
+		return nil, nil
+	}
+	if cause == nil {
+		cause = w.tar.Close()
+	}
+	if cause == nil {
+		cause = w.out.Flush()
+	}
+	if cause != nil {
+		w.drop(cause)
+		return nil, cause
+	}
+	if err := w.zip.Close(); err != nil {
+		w.blob.Abort(err)
+		return nil, err
+	}
+	return w.store(ctx, delta)
+}
+
+func (w *Writer) drop(cause error) {
+	if w.blob == nil {
+		return
+	}
+	w.blob.Abort(cause)
+	// The compressor's goroutines end at Close; its error is the abort's.
+	_ = w.zip.Close()
+}
+
+func (w *Writer) store(ctx context.Context, delta limits.Delta) (*Layer, error) {
+	c := w.maker.Cache
+	desc, err := w.blob.Commit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	desc.MediaType = w.pending.MediaType
+	ledger, err := c.PutBytes(ctx, delta)
+	if err != nil {
+		return nil, err
+	}
+	l := &Layer{
+		DiffID: digest.NewDigest(digest.SHA256, w.sum), Descriptor: desc, Uncompressed: w.size,
+		Ledger: ledger, Origin: w.spec.Origin, CreatedBy: w.spec.CreatedBy,
+	}
+	if w.maker.Made != nil {
+		w.maker.Made(l)
+	}
+	return l, Store(ctx, c, l, w.maker.App)
+}
+
+// Store records the layer under its diff ID, beside blobs of it in other
+// compressions.
+func Store(ctx context.Context, c *layercache.Cache, l *Layer, app string) error {
+	rec, err := c.Layer(ctx, l.DiffID)
+	if err != nil && !errors.Is(err, layercache.ErrNotFound) {
+		return err
+	}
+	blobs := []ocispec.Descriptor{l.Descriptor}
+	for _, b := range rec.Blobs {
+		if b.MediaType != l.Descriptor.MediaType {
+			blobs = append(blobs, b)
+		}
+	}
+	return c.PutLayer(ctx, layercache.Layer{DiffID: l.DiffID, Blobs: blobs, Uncompressed: l.Uncompressed, Ledger: l.Ledger}, app)
+}

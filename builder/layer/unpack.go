@@ -1,0 +1,121 @@
+package layer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/slipwayhq/slipway/builder/rootfs"
+	"github.com/slipwayhq/slipway/layercache"
+)
+
+// An Unpacker turns layers into snapshots. Builds of one daemon share it, so
+// that a chain that two of them need is unpacked once.
+type Unpacker struct {
+	Log    *slog.Logger
+	flight singleflight.Group
+}
+
+// ChainID names the file system that layers make when unpacked in order; it
+// is "" for none.
+func ChainID(layers []*Layer) string {
+	ids := make([]digest.Digest, len(layers))
+	for i, l := range layers {
+		ids[i] = l.DiffID
+	}
+	return identity.ChainID(ids).String()
+}
+
+// Snapshot returns the name of a committed snapshot that holds the layers,
+// unpacking what is missing on top of the longest prefix that exists. Without
+// layers the name is "". The caller's context must carry a lease of c.
+func (u *Unpacker) Snapshot(ctx context.Context, c *layercache.Cache, layers []*Layer) (string, error) {
+	at := len(layers)
+	for at > 0 && !c.SnapshotExists(ctx, ChainID(layers[:at])) {
+		at--
+	}
+	for ; at < len(layers); at++ {
+		if err := u.unpack(ctx, c, layers[:at+1]); err != nil {
+			return "", err
+		}
+	}
+	return ChainID(layers), nil
+}
+
+// unpack puts the last of layers on top of the snapshot of the others.
+func (u *Unpacker) unpack(ctx context.Context, c *layercache.Cache, layers []*Layer) error {
+	return u.Apply(ctx, c, ChainID(layers[:len(layers)-1]), ChainID(layers), layers[len(layers)-1])
+}
+
+// Apply makes the snapshot name: the layer on top of the snapshot below. What
+// exists already stays.
+func (u *Unpacker) Apply(ctx context.Context, c *layercache.Cache, below, name string, top *Layer) error {
+	_, err, _ := u.flight.Do(c.Name()+"/"+name, func() (any, error) {
+		if c.SnapshotExists(ctx, name) {
+			return nil, nil
+		}
+		return nil, Fill(ctx, c, below, name, func(r *layercache.Snapshot) error {
+			return apply(ctx, c, top, rootfs.Dirs{Upper: r.Upper(), Parents: r.Lowers()})
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("unpack layer %s: %w", top.DiffID, err)
+	}
+	// Another build's lease may hold what the flight made; hold it too.
+	if !c.SnapshotExists(ctx, name) {
+		return fmt.Errorf("unpack layer %s: snapshot vanished", top.DiffID)
+	}
+	return nil
+}
+
+// Fill makes the snapshot name on top of parent: fill writes its upper
+// directory. It leaves nothing when fill fails.
+func Fill(ctx context.Context, c *layercache.Cache, parent, name string, fill func(*layercache.Snapshot) error) error {
+	s, err := c.Prepare(ctx, parent)
+	if err != nil {
+		return err
+	}
+	err = fill(s)
+	if err == nil {
+		err = s.Commit(ctx, name)
+	}
+	if err != nil {
+		_ = s.Discard(context.WithoutCancel(ctx))
+	}
+	return err
+}
+
+func apply(ctx context.Context, c *layercache.Cache, l *Layer, d rootfs.Dirs) error {
+	blob, err := c.Blob(ctx, l.Descriptor.Digest)
+	if err != nil {
+		return err
+	}
+	r, err := blob.Open(ctx, 0)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	plain, err := compression.DecompressStream(r)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	sum := digest.SHA256.Digester()
+	tee := io.TeeReader(plain, sum.Hash())
+	if err := rootfs.Apply(ctx, tee, d); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, tee); err != nil {
+		return err
+	}
+	if got := sum.Digest(); got != l.DiffID {
+		return fmt.Errorf("blob %s unpacks to %s: %w", l.Descriptor.Digest, got, layercache.ErrNotFound)
+	}
+	return nil
+}

@@ -1,0 +1,69 @@
+package builder
+
+import (
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/limits"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/pushd/compress"
+)
+
+var blames = map[failure.Blame]slipwayv1.Blame{
+	failure.User:     slipwayv1.Blame_BLAME_USER,
+	failure.Builder:  slipwayv1.Blame_BLAME_BUILDER,
+	failure.Registry: slipwayv1.Blame_BLAME_REGISTRY,
+	failure.Net:      slipwayv1.Blame_BLAME_NETWORK,
+}
+
+// Proto returns a failure as it travels.
+func Proto(e *failure.Error) *slipwayv1.Error {
+	return &slipwayv1.Error{
+		Code: e.Code, Phase: e.Phase, Blame: blames[e.Blame], Retryable: e.Retryable,
+		Line: uint32(e.Line), ExitCode: int32(e.ExitCode), Message: e.Message, Hint: e.Hint,
+		Size: sizeReport(e.Size),
+	}
+}
+
+func sizeReport(r *limits.Report) *slipwayv1.SizeReport {
+	if r == nil {
+		return nil
+	}
+	out := &slipwayv1.SizeReport{
+		Total: uint64(r.Total), Limit: uint64(r.Max), Path: r.Path,
+		LargestPaths: pathSizes(r.Paths), LargestDirectories: pathSizes(r.Dirs),
+	}
+	for _, s := range r.Sources {
+		out.Lines = append(out.Lines, &slipwayv1.LineSize{Line: uint32(s.Line), Source: s.Text, Bytes: s.Bytes})
+	}
+	return out
+}
+
+func pathSizes(in []limits.PathSize) []*slipwayv1.PathSize {
+	var out []*slipwayv1.PathSize
+	for _, p := range in {
+		out = append(out, &slipwayv1.PathSize{Path: p.Path, Bytes: uint64(p.Bytes)})
+	}
+	return out
+}
+
+// compression returns what a request asks for, on top of the default.
+func compression(c *slipwayv1.Compression, def compress.Options) (compress.Options, error) {
+	o := def
+	switch c.GetType() {
+	case slipwayv1.CompressionType_COMPRESSION_TYPE_UNSPECIFIED:
+	case slipwayv1.CompressionType_COMPRESSION_TYPE_GZIP:
+		o.Type = compress.Gzip
+	case slipwayv1.CompressionType_COMPRESSION_TYPE_ZSTD:
+		o.Type = compress.Zstd
+	case slipwayv1.CompressionType_COMPRESSION_TYPE_NONE:
+		o.Type = compress.None
+	default:
+		return o, failure.Userf(failure.NotSupported, "use gzip, zstd or none", "compression %s is not available", c.GetType())
+	}
+	if c != nil && c.Level != nil {
+		if *c.Level < 0 || *c.Level > 9 {
+			return o, failure.Userf(failure.InvalidArgument, "levels go from 0 to 9", "compression level %d is out of range", *c.Level)
+		}
+		o.Level = int(*c.Level)
+	}
+	return o, nil
+}

@@ -1,0 +1,185 @@
+package rootfs_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/slipwayhq/slipway/builder/rootfs"
+	"github.com/slipwayhq/slipway/limits"
+)
+
+func TestWriteUpperEntries(t *testing.T) {
+	o := newOverlay(t)
+	sh(t, o.lowers[0], base)
+	o.within(func(root string) {
+		sh(t, root, "rm -r etc; mkdir etc; echo z >etc/A; touch -d @1234567890.75 etc/A; chown 70000:3000000 etc/A; rm fifo; ln etc/A etc/B")
+	})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(o.upper, "socket")})
+	must(t, err)
+	defer l.Close()
+
+	layer := write(t, o.upper)
+	want := `5 "etc/"
+0 "etc/.wh..wh..opq"
+0 "etc/A"
+1 "etc/B" -> "etc/A"
+0 ".wh.fifo"
+`
+	if got := list(t, layer); got != want {
+		t.Fatalf("layer has\n%s\nwant\n%s", got, want)
+	}
+	hs := headers(t, layer)
+	if h := hs[2]; !h.ModTime.Equal(time.Unix(1234567890, 0)) || h.Uid != 70000 || h.Gid != 3000000 || h.Uname+h.Gname != "" ||
+		!h.AccessTime.IsZero() || !h.ChangeTime.IsZero() || h.Mode != 0o644 {
+		t.Errorf("file: %+v", h)
+	}
+	for _, i := range []int{1, 4} {
+		if h := hs[i]; h.Size != 0 || h.ModTime.Unix() != 0 || h.Uid != 0 {
+			t.Errorf("whiteout: %+v", h)
+		}
+	}
+}
+
+func TestWriteUpperAsks(t *testing.T) {
+	upper := t.TempDir()
+	sh(t, upper, "echo a >a; echo b >b")
+	boom := errors.New("boom")
+	var out bytes.Buffer
+	err := rootfs.WriteUpper(t.Context(), tar.NewWriter(&out), upper, func(h *tar.Header) error {
+		if h.Name == "b" {
+			return boom
+		}
+		return nil
+	})
+	if !errors.Is(err, boom) || strings.Contains(out.String(), "b\n") || !strings.Contains(out.String(), "a\n") {
+		t.Errorf("error %v after %d bytes", err, out.Len())
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(boom)
+	if err := rootfs.WriteUpper(ctx, tar.NewWriter(io.Discard), upper, nil); !errors.Is(err, boom) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestWriteUpperRefuses(t *testing.T) {
+	o := newOverlay(t)
+	for _, tc := range []struct{ name, xattr string }{{"redirect", "trusted.overlay.redirect"}, {"metacopy", "trusted.overlay.metacopy"}} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(o.upper, "x")
+			if tc.name == "redirect" {
+				must(t, os.Mkdir(path, 0o755))
+			} else {
+				must(t, os.WriteFile(path, nil, 0o644))
+			}
+			defer os.Remove(path)
+			must(t, unix.Setxattr(path, tc.xattr, []byte("/y"), 0))
+			if err := rootfs.WriteUpper(t.Context(), tar.NewWriter(io.Discard), o.upper, nil); !errors.Is(err, rootfs.ErrUpper) {
+				t.Errorf("got %v, want %v", err, rootfs.ErrUpper)
+			}
+		})
+	}
+	t.Run("deep", func(t *testing.T) {
+		sh(t, o.upper, "n="+strings.Repeat("d", 200)+"; for i in $(seq 30); do mkdir $n; cd -P $n; done")
+		if err := rootfs.WriteUpper(t.Context(), tar.NewWriter(io.Discard), o.upper, nil); !errors.Is(err, rootfs.ErrUpper) {
+			t.Errorf("got %v, want %v", err, rootfs.ErrUpper)
+		}
+		if _, _, err := rootfs.Usage(t.Context(), o.upper, -1); !errors.Is(err, rootfs.ErrUpper) {
+			t.Errorf("usage: got %v, want %v", err, rootfs.ErrUpper)
+		}
+	})
+}
+
+// TestUsageAndGrowthAgreeWithTheLedger charges what a change writes and sees
+// what the watchers of the same directory say.
+func TestUsageAndGrowthAgreeWithTheLedger(t *testing.T) {
+	for _, tc := range changes {
+		t.Run(tc.name, func(t *testing.T) {
+			o := newOverlay(t)
+			sh(t, o.lowers[0], base)
+			ledger := limits.NewLedger(-1)
+			charge(t, ledger, write(t, o.lowers[0]))
+			before := ledger.Total()
+			o.within(func(root string) { sh(t, root, tc.script) })
+			usage, _, err := rootfs.Usage(t.Context(), o.upper, -1)
+			must(t, err)
+			growth, _, err := rootfs.Growth(t.Context(), o.upper, ledger.Held)
+			must(t, err)
+			charge(t, ledger, write(t, o.upper))
+			added := ledger.Total() - before
+			if usage < added {
+				t.Errorf("usage %d, but the layer adds %d", usage, added)
+			}
+			// Names of one file that go together are credited one by one.
+			if growth < added || growth > added+2*blockSize {
+				t.Errorf("growth %d, but the layer adds %d", growth, added)
+			}
+		})
+	}
+}
+
+const blockSize = 4096
+
+func charge(t testing.TB, l *limits.Ledger, layer []byte) {
+	t.Helper()
+	y := l.Begin(limits.Source{})
+	_, err := io.Copy(io.Discard, y.Reader(bytes.NewReader(layer)))
+	must(t, err)
+	_, err = y.Close()
+	must(t, err)
+}
+
+func TestUsageStops(t *testing.T) {
+	upper := t.TempDir()
+	sh(t, upper, "mkdir d; truncate -s 1M d/large; truncate -s 1K d/small; ln d/large d/zz; truncate -s 9M e")
+	if n, path, err := rootfs.Usage(t.Context(), upper, 1<<20); err != nil || path != "/d/large" || n != 1<<20+blockSize {
+		t.Errorf("stopped at %d, %s, %v", n, path, err)
+	}
+	if n, path, err := rootfs.Usage(t.Context(), upper, -1); err != nil || path != "/e" || n != 10<<20+2*blockSize {
+		t.Errorf("whole: %d, %s, %v", n, path, err)
+	}
+}
+
+// TestUsageWhileOthersWrite walks a tree that is torn down and built up.
+func TestUsageWhileOthersWrite(t *testing.T) {
+	upper := t.TempDir()
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			d := filepath.Join(upper, "d", string(rune('a'+i%20)))
+			if i%40 < 20 {
+				_ = os.MkdirAll(filepath.Join(d, "e"), 0o755)
+				_ = os.Symlink("/", filepath.Join(d, "e", "root"))
+			} else {
+				_ = os.RemoveAll(d)
+				_ = os.Symlink("/", d)
+				_ = os.Remove(d)
+			}
+		}
+	}()
+	for range 300 {
+		n, _, err := rootfs.Usage(t.Context(), upper, -1)
+		if err != nil || n > 1<<20 {
+			t.Errorf("usage %d, %v", n, err)
+			break
+		}
+	}
+	close(stop)
+	<-done
+}

@@ -1,0 +1,299 @@
+package builder
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/slipwayhq/slipway/builder/base"
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/layercache"
+	"github.com/slipwayhq/slipway/limits"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+)
+
+// leaseTTL outlives the longest build; a lease left by a daemon that died is
+// dropped when the store opens.
+const leaseTTL = 24 * time.Hour
+
+// A run is one build under way.
+type run struct {
+	b       *Builder
+	req     Request
+	session Session
+	begun   time.Time
+	timings slipwayv1.Timings
+
+	mu      sync.Mutex
+	sinks   []*sink
+	image   *Image
+	pushed  *pushedImage
+	current string // phase, for errors
+}
+
+func newRun(b *Builder, req Request, s Session) *run {
+	return &run{b: b, req: req, session: s, begun: time.Now(), current: failure.Preflight,
+		timings: slipwayv1.Timings{Queue: req.Queued.Milliseconds()}}
+}
+
+func (r *run) run(ctx context.Context) error {
+	cache := r.b.opts.Cache.Org(r.req.Org)
+	lease, err := cache.Lease(ctx, "build-"+r.req.ID, leaseTTL)
+	if err != nil {
+		return err
+	}
+	// The lease ends also when ctx has.
+	defer func() { _ = lease.Release(context.WithoutCancel(ctx)) }()
+	ctx = lease.Context(ctx)
+	job, err := r.job(cache)
+	if err != nil {
+		return err
+	}
+	plan, err := r.preflight(ctx, job)
+	if err != nil {
+		return err
+	}
+	return r.buildAndPush(ctx, plan)
+}
+
+// job checks the request and gives it its means.
+func (r *run) job(cache *layercache.Cache) (*Job, error) {
+	platform, err := base.Default(r.req.Platform)
+	if err != nil {
+		return nil, failure.Userf(failure.InvalidArgument, "give --platform as os/arch, like linux/amd64", "%v", err)
+	}
+	zip, err := compression(r.req.Compression, r.b.opts.Compression)
+	if err != nil {
+		return nil, err
+	}
+	return &Job{
+		Request: r.req, Session: r.session, Cache: cache, Platform: platform, MaxSize: r.b.opts.MaxSize,
+		Maker: &layer.Maker{Cache: cache, Compression: zip, App: r.req.App, Made: r.compressed},
+		Layer: r.layer,
+	}, nil
+}
+
+func (r *run) compressed(l *layer.Layer) {
+	if r.b.opts.Observe != nil {
+		r.b.opts.Observe.Compressed(l.Descriptor.Size)
+	}
+}
+
+// preflight does all that can fail before content travels: the plan and the
+// right to push, side by side.
+func (r *run) preflight(ctx context.Context, job *Job) (Plan, error) {
+	defer r.phase(slipwayv1.PhaseName_PHASE_NAME_PREFLIGHT, &r.timings.Preflight)()
+	pipeline, ok := r.b.opts.Pipelines[r.pipeline()]
+	if !ok {
+		return nil, failure.Userf(failure.NotSupported, "leave the option out to build with the classic pipeline",
+			"this daemon has no %s pipeline", pipelineName(r.pipeline()))
+	}
+	if err := r.openSinks(ctx); err != nil {
+		return nil, failure.At(err, failure.Preflight, 0)
+	}
+	var plan Plan
+	g, gctx := errgroup.WithContext(ctx)
+	for _, s := range r.sinks {
+		g.Go(func() error { return failure.At(s.probe(gctx), failure.Preflight, 0) })
+	}
+	g.Go(func() (err error) {
+		plan, err = pipeline.Plan(gctx, job)
+		return failure.At(err, failure.Preflight, 0)
+	})
+	return plan, g.Wait()
+}
+
+// openSinks opens the repositories that the image goes to.
+func (r *run) openSinks(ctx context.Context) error {
+	if !r.req.Push {
+		return nil
+	}
+	names := r.req.Targets
+	if len(names) == 0 {
+		names = []string{""}
+	}
+	for _, name := range names {
+		s, err := r.openSink(ctx, name)
+		if err != nil {
+			return err
+		}
+		r.sinks = append(r.sinks, s)
+	}
+	return nil
+}
+
+func (r *run) buildAndPush(ctx context.Context, plan Plan) error {
+	for _, s := range r.sinks {
+		s.start(ctx)
+		defer func() { s.abort(context.Canceled) }()
+	}
+	image, err := r.build(ctx, plan)
+	if err != nil {
+		return err
+	}
+	r.current = failure.Push
+	defer r.phase(slipwayv1.PhaseName_PHASE_NAME_PUSH, &r.timings.Push)()
+	made, err := assemble(ctx, r.b.opts.Cache.Org(r.req.Org), image)
+	if err != nil {
+		return err
+	}
+	r.pushed = made
+	g, gctx := errgroup.WithContext(ctx)
+	for _, s := range r.sinks {
+		g.Go(func() error { return failure.At(s.finish(gctx, made), failure.Push, 0) })
+	}
+	return g.Wait()
+}
+
+func (r *run) build(ctx context.Context, plan Plan) (*Image, error) {
+	r.current = failure.Build
+	done := r.phase(slipwayv1.PhaseName_PHASE_NAME_BUILD, &r.timings.Build, plan.Detail())
+	image, err := plan.Build(ctx)
+	done()
+	if err != nil {
+		return nil, failure.At(err, failure.Build, 0)
+	}
+	r.mu.Lock()
+	r.image = image
+	r.mu.Unlock()
+	for _, s := range r.sinks {
+		s.markEarly()
+	}
+	return image, nil
+}
+
+// layer hands a layer of the final image to every repository.
+func (r *run) layer(p *layer.Pending) {
+	for _, s := range r.sinks {
+		s.add(p)
+	}
+}
+
+// phase emits a phase's begin and returns what emits its end.
+func (r *run) phase(name slipwayv1.PhaseName, into *int64, detail ...string) func() {
+	begun := time.Now()
+	text := strings.Join(detail, " ")
+	r.session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Phase{Phase: &slipwayv1.Phase{Name: name, Detail: text}}})
+	return func() {
+		*into = time.Since(begun).Milliseconds()
+		r.session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Phase{
+			Phase: &slipwayv1.Phase{Name: name, Done: true, DurationMs: *into, Detail: text},
+		}})
+	}
+}
+
+func (r *run) pipeline() slipwayv1.Pipeline {
+	if r.req.Pipeline == slipwayv1.Pipeline_PIPELINE_UNSPECIFIED {
+		return slipwayv1.Pipeline_PIPELINE_CLASSIC
+	}
+	return r.req.Pipeline
+}
+
+func pipelineName(p slipwayv1.Pipeline) string {
+	return strings.ToLower(strings.TrimPrefix(p.String(), "PIPELINE_"))
+}
+
+// result sums the build up; err is why it failed.
+func (r *run) result(err error) *slipwayv1.Result {
+	r.timings.Total = time.Since(r.begun).Milliseconds() + r.timings.Queue
+	out := &slipwayv1.Result{
+		Status: slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED, BuildId: r.req.ID, App: r.req.App,
+		Pipeline: pipelineName(r.pipeline()), RootfsLimit: uint64(max(0, r.limit())), Context: r.session.Context(), Timings: &r.timings,
+	}
+	r.describe(out)
+	if err != nil {
+		r.fail(out, err)
+	}
+	if o := r.b.opts.Observe; o != nil {
+		o.BuildEnded(out.Pipeline, statusName(out.Status), out.Timings)
+	}
+	return out
+}
+
+func (r *run) fail(out *slipwayv1.Result, err error) {
+	e := failure.As(err)
+	out.Status = slipwayv1.ResultStatus_RESULT_STATUS_FAILED
+	if e.Code == failure.Cancelled {
+		out.Status = slipwayv1.ResultStatus_RESULT_STATUS_CANCELLED
+	}
+	phase := e.Phase
+	if phase == "" {
+		phase = r.current
+	}
+	out.Error = Proto(e)
+	out.Error.Phase = phase
+	out.Error.Excerpt = excerpt(r.req.GetDockerfile().GetContent(), e.Line)
+	out.Image, out.Digest = "", ""
+	level := r.b.opts.Log.InfoContext
+	if e.Code == failure.Internal {
+		level = r.b.opts.Log.ErrorContext
+	}
+	level(context.Background(), "build failed", "build", r.req.ID, "app", r.req.App, "code", e.Code, "phase", phase, "err", err)
+}
+
+func (r *run) limit() int64 {
+	if r.b.opts.MaxSize == 0 {
+		return limits.DefaultMax
+	}
+	return r.b.opts.MaxSize
+}
+
+// describe fills in what is known of the image.
+func (r *run) describe(out *slipwayv1.Result) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.image == nil {
+		return
+	}
+	out.RootfsBytes = uint64(r.image.RootFS)
+	out.Steps, out.CachedSteps = uint32(r.image.Steps), uint32(r.image.Cached)
+	for _, l := range r.image.Layers {
+		p := &slipwayv1.Layer{
+			Digest: l.Descriptor.Digest.String(), DiffId: l.DiffID.String(), Size: uint64(l.Descriptor.Size),
+			Uncompressed: uint64(l.Uncompressed), CreatedBy: l.CreatedBy, Cached: l.Cached, MediaType: l.Descriptor.MediaType,
+		}
+		out.UncompressedBytes += p.Uncompressed
+		out.CompressedBytes += p.Size
+		if len(r.sinks) > 0 {
+			p.Pushed = r.sinks[0].outcome(l.Descriptor.Digest)
+		}
+		out.Layers = append(out.Layers, p)
+	}
+	if r.pushed == nil {
+		return
+	}
+	out.Digest = r.pushed.manifest.Digest.String()
+	for i, s := range r.sinks {
+		if i == 0 {
+			out.Image = s.ref()
+		}
+		out.WireBytes += uint64(s.push.Account().WireBytes)
+		out.EarlyBytes += uint64(s.early)
+	}
+}
+
+// excerpt shows the lines around one of the Dockerfile.
+func excerpt(file []byte, line int) string {
+	if line <= 0 || len(file) == 0 {
+		return ""
+	}
+	lines := strings.Split(strings.ReplaceAll(string(file), "\r\n", "\n"), "\n")
+	var b strings.Builder
+	for n := max(1, line-2); n <= min(len(lines), line+1); n++ {
+		mark := " "
+		if n == line {
+			mark = ">"
+		}
+		fmt.Fprintf(&b, "%s %3d | %s\n", mark, n, lines[n-1])
+	}
+	return b.String()
+}
+
+func statusName(s slipwayv1.ResultStatus) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "RESULT_STATUS_"))
+}

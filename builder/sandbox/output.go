@@ -1,0 +1,62 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"sync/atomic"
+)
+
+// outputs returns the writers that get a process's output for stdout and
+// stderr. They are the same if those are: what is written then keeps its order.
+func outputs(stdout, stderr io.Writer, pidFile string, cancel context.CancelCauseFunc) (io.Writer, io.Writer) {
+	out := &output{w: stdout, pidFile: pidFile, cancel: cancel}
+	if same(stdout, stderr) {
+		return out, out
+	}
+	return out, &output{w: stderr, pidFile: pidFile, cancel: cancel}
+}
+
+func same(a, b io.Writer) (equal bool) {
+	defer func() {
+		if recover() != nil {
+			equal = false // values that cannot be compared
+		}
+	}()
+	return a == b
+}
+
+// An output passes on what a process writes. It stops the process when that
+// fails, and keeps reading so that the process does not notice first.
+type output struct {
+	w       io.Writer
+	pidFile string
+	cancel  context.CancelCauseFunc
+	started atomic.Bool
+	failed  atomic.Bool
+}
+
+// The runtime prints why it could not start a process where the process would
+// have written. That is reported as an error and not as output.
+var runtimePrefix = []byte("runc run failed: ")
+
+func (o *output) Write(p []byte) (int, error) {
+	if !o.started.Load() {
+		if bytes.HasPrefix(p, runtimePrefix) && !exists(o.pidFile) {
+			return len(p), nil
+		}
+		o.started.Store(true)
+	}
+	if o.w == nil || o.failed.Load() {
+		return len(p), nil
+	}
+	n, err := o.w.Write(p)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		o.failed.Store(true)
+		o.cancel(err)
+	}
+	return len(p), nil
+}

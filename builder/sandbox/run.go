@@ -1,0 +1,312 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/containerd/continuity/fs"
+)
+
+// A Process is one process to run in a container of its own.
+type Process struct {
+	// ID names the container: letters, digits, underscore, dot, minus; at most
+	// 64. No two processes of a Runner may have the same at once. Empty means a
+	// random one.
+	ID string
+
+	// Lowers are the directories of the image's layers, topmost first. There
+	// may be none. Upper gets what the process changes, in the form of
+	// overlayfs, and Work is the working directory that overlayfs wants on the
+	// same file system. What Upper has already is seen by the process.
+	Lowers      []string
+	Upper, Work string
+
+	// Volatile skips flushing what the process wrote to disk, also where the
+	// process asks for it. It is much faster. Upper is then whole for anyone who
+	// reads it while the machine is up, and of unknown content after it crashed.
+	Volatile bool
+
+	Args []string
+	Env  []string // NAME=VALUE; PATH, HOSTNAME and HOME are added where missing
+	Dir  string   // working directory, made where missing; empty means /
+	User string   // name or id, optionally with :group; empty means root
+
+	Hostname   string   // empty means the first 12 characters of ID
+	ExtraHosts []string // NAME:ADDRESS, for /etc/hosts
+	Network    Mode     // empty means the Runner's
+
+	// Stdout and Stderr get the output as it comes. Nil discards it. They are
+	// called from different goroutines unless they are the same. An error stops
+	// the process, and Run returns it.
+	Stdout, Stderr io.Writer
+
+	// Volumes are directories whose changes are discarded. Directories made for
+	// them where the image has none are not.
+	Volumes []string
+
+	Limits  Limits
+	ShmSize int64 // of /dev/shm; 0 means 64 MiB
+
+	// Watch, if not nil, runs beside the process. An error stops the process,
+	// and Run returns it. The context is done when the process has ended; Run
+	// returns after Watch has.
+	Watch func(context.Context) error
+}
+
+// Limits are what a process and its children may use together. Zero is no limit.
+type Limits struct {
+	Memory int64 // bytes, without swap
+	CPUs   float64
+	Pids   int64
+}
+
+var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+
+func (p *Process) dir() string {
+	return path.Clean("/" + p.Dir)
+}
+
+// complete checks p and fills in what was left to us.
+func (p *Process) complete(def Mode) error {
+	if p.ID == "" {
+		var id [32]byte
+		rand.Read(id[:])
+		p.ID = hex.EncodeToString(id[:])
+	}
+	if !validID.MatchString(p.ID) {
+		return fmt.Errorf("invalid id %q", p.ID)
+	}
+	if len(p.Args) == 0 {
+		return errors.New("no command")
+	}
+	if p.Upper == "" || p.Work == "" {
+		return errors.New("no upper or work directory")
+	}
+	if p.Network == "" {
+		p.Network = def
+	}
+	if _, err := ParseMode(string(p.Network)); err != nil {
+		return err
+	}
+	if p.Hostname == "" && p.Network == Host {
+		p.Hostname, _ = os.Hostname()
+	}
+	if p.Hostname == "" {
+		p.Hostname = p.ID[:min(12, len(p.ID))]
+	}
+	return nil
+}
+
+// Run runs p to its end and returns its exit code, 128 and the signal's number
+// if a signal ended it. An error means that it could not run or was stopped:
+// [StartError] and ErrUser where p asks for what its root file system does not
+// have, the cause of ctx if that was done, the error of Watch or of a writer,
+// ErrClosed. When Run returns, no process of the container is left, nothing is
+// mounted, and Upper is complete.
+func (r *Runner) Run(ctx context.Context, p Process) (int, error) {
+	ctx, leave, err := r.enter(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	if err := p.complete(r.opts.Network); err != nil {
+		return 0, fmt.Errorf("run process: %w", err)
+	}
+	code, err := r.run(ctx, &p)
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = context.Cause(ctx)
+	}
+	return code, err
+}
+
+func (r *Runner) run(ctx context.Context, p *Process) (code int, err error) {
+	if err := context.Cause(ctx); err != nil {
+		return 0, err
+	}
+	s, err := r.stage(ctx, p)
+	// What was begun is taken down whatever became of ctx.
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		if failed := s.close(ctx); failed != nil {
+			err = errors.Join(err, fmt.Errorf("clean up after process %s: %w", p.ID, failed))
+		}
+	}()
+	if err != nil {
+		return 0, err
+	}
+	return r.execute(ctx, p, s)
+}
+
+// A bundle is what a container is made of while it exists.
+type bundle struct {
+	dir   string
+	undo  []func(context.Context) error // last first
+	spec  *container
+	owned bool // dir is ours to remove
+}
+
+// close undoes stage. The directory is removed only when nothing is mounted in
+// it any more.
+func (s *bundle) close(ctx context.Context) error {
+	for i := len(s.undo) - 1; i >= 0; i-- {
+		if err := s.undo[i](ctx); err != nil {
+			return err
+		}
+	}
+	if !s.owned {
+		return nil
+	}
+	return os.RemoveAll(s.dir)
+}
+
+// stage makes everything that the runtime needs to run p. The bundle is to be
+// closed also when there is an error.
+func (r *Runner) stage(ctx context.Context, p *Process) (*bundle, error) {
+	s := &bundle{dir: filepath.Join(r.runDir, p.ID)}
+	if err := os.Mkdir(s.dir, 0o711); err != nil {
+		return s, err
+	}
+	s.owned = true
+
+	var ep *endpoint
+	if p.Network == Sandbox {
+		var err error
+		if ep, err = r.network.take(ctx); err != nil {
+			return s, fmt.Errorf("sandbox network: %w", err)
+		}
+		s.undo = append(s.undo, func(context.Context) error { r.network.release(ep); return nil })
+	}
+
+	rootfs, err := s.mountRoot(p)
+	if err != nil {
+		return s, err
+	}
+	c := &container{
+		process:  p,
+		rootfs:   rootfs,
+		hostname: p.Hostname,
+		network:  p.Network,
+		cgroup:   filepath.Join(r.cgroups.parent, p.ID),
+		cgroup2:  r.cgroups.unified,
+		swap:     r.cgroups.swap,
+		seccomp:  r.seccomp,
+	}
+	s.spec = c
+	if c.user, err = lookupUser(rootfs, p.User); err != nil {
+		return s, err
+	}
+	if err := makeDir(rootfs, p.dir()); err != nil {
+		return s, err
+	}
+	if err := s.mountVolumes(p); err != nil {
+		return s, err
+	}
+	env := newEnvironment(p.Env, p.Hostname, c.user.Home)
+	if r.opts.BuildCA != "" {
+		binds, err := stageCA(s.dir, r.opts.BuildCA, rootfs)
+		if err != nil {
+			return s, err
+		}
+		c.binds = append(c.binds, binds...)
+		for _, name := range caVariables {
+			env.setDefault(name, caPath)
+		}
+		env.setDefault("APT_CONFIG", aptPath)
+	}
+	c.env = env.list
+	return s, s.finish(ep)
+}
+
+// finish writes the files that the configuration refers to, and then itself.
+func (s *bundle) finish(ep *endpoint) error {
+	c := s.spec
+	var addr, forwarder netip.Addr
+	if ep != nil {
+		c.netns, addr, forwarder = ep.path(), ep.addr, ep.gateway
+	}
+	hosts, err := hostsFile(c.network, addr, c.hostname, c.process.ExtraHosts)
+	if err != nil {
+		return err
+	}
+	resolv, err := os.ReadFile(resolvConf)
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	binds, err := stageFiles(s.dir, hosts, resolvFile(resolv, forwarder), c.hostname)
+	if err != nil {
+		return err
+	}
+	c.binds = append(c.binds, binds...)
+
+	spec, err := c.spec()
+	if err != nil {
+		return err
+	}
+	config, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(s.dir, "config.json"), config, 0o600)
+}
+
+// mountRoot mounts the root file system of p and returns where.
+func (s *bundle) mountRoot(p *Process) (string, error) {
+	initDir, rootfs := filepath.Join(s.dir, "init"), filepath.Join(s.dir, "rootfs")
+	for _, dir := range []string{initDir, rootfs} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return "", err
+		}
+	}
+	if err := makeInit(initDir, p.Lowers); err != nil {
+		return "", fmt.Errorf("make init layer: %w", err)
+	}
+	o := &overlay{
+		lowers:   append(stack{initDir}, p.Lowers...),
+		upper:    p.Upper,
+		work:     p.Work,
+		volatile: p.Volatile,
+	}
+	if err := o.mount(rootfs); err != nil {
+		return "", err
+	}
+	s.mounted(o, rootfs)
+	return rootfs, nil
+}
+
+func (s *bundle) mounted(o *overlay, target string) {
+	s.undo = append(s.undo, func(ctx context.Context) error { return o.unmount(ctx, target) })
+}
+
+func (s *bundle) mountVolumes(p *Process) error {
+	paths, err := volumePaths(p.Volumes)
+	if err != nil {
+		return err
+	}
+	s.spec.volumes, err = makeVolumes(filepath.Join(s.dir, "volumes"), s.spec.rootfs, paths, s.mounted)
+	return err
+}
+
+// makeDir makes dir and its parents in rootfs. Symbolic links do not lead out.
+func makeDir(rootfs, dir string) error {
+	p, err := fs.RootPath(rootfs, dir)
+	if err != nil {
+		return &StartError{Message: fmt.Sprintf("Cannot mkdir: %s: %v", dir, err)}
+	}
+	err = os.MkdirAll(p, 0o755)
+	if info, statErr := os.Stat(p); statErr == nil && !info.IsDir() {
+		return &StartError{Message: "Cannot mkdir: " + dir + " is not a directory"}
+	}
+	return err
+}

@@ -1,0 +1,172 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/layer"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/pushd"
+)
+
+// A sink is one repository that the image goes to, layer by layer.
+type sink struct {
+	run    *run
+	remote Remote
+	tag    string
+	push   *pushd.Push
+	early  int64 // bytes that had gone up when the build phase ended
+
+	mu      sync.Mutex
+	uploads map[*layer.Pending]*pushd.Upload
+	done    map[digest.Digest]pushd.Outcome
+	added   []*layer.Pending
+}
+
+// openSink opens the repository of a target, "host/path[:tag]" or "" for the
+// app's own.
+func (r *run) openSink(ctx context.Context, target string) (*sink, error) {
+	name, tag := splitTag(target)
+	if tag == "" {
+		tag = r.req.Tag
+	}
+	if tag == "" {
+		tag = "deployment-" + r.req.ID
+	}
+	remote, err := r.b.opts.Destination(ctx, name, r.req.App, r.session.Credentials)
+	if err != nil {
+		return nil, err
+	}
+	return &sink{run: r, remote: remote, tag: tag, uploads: map[*layer.Pending]*pushd.Upload{}, done: map[digest.Digest]pushd.Outcome{}}, nil
+}
+
+// splitTag splits "host/path:tag"; a colon before the last slash is a port.
+func splitTag(s string) (name, tag string) {
+	for i := len(s) - 1; i >= 0 && s[i] != '/'; i-- {
+		if s[i] == ':' {
+			return s[:i], s[i+1:]
+		}
+	}
+	return s, ""
+}
+
+func (s *sink) ref() string { return s.remote.Name + ":" + s.tag }
+
+func (s *sink) probe(ctx context.Context) error {
+	return registryFailure(s.remote.Target.Probe(ctx))
+}
+
+// start opens the push.
+func (s *sink) start(ctx context.Context) {
+	s.push = s.run.b.opts.Engine.Push(ctx, s.remote.Target, s.progress)
+}
+
+// add sends a layer that may still be growing.
+func (s *sink) add(p *layer.Pending) {
+	blob := pushd.Blob{Name: p.Origin.Text, Source: p.Blob}
+	blob.MediaType = p.MediaType
+	if l, ok := p.Ready(); ok {
+		blob.Descriptor, blob.MountFrom = l.Descriptor, s.repositories(l.MountFrom)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.uploads[p] = s.push.Add(blob)
+	s.added = append(s.added, p)
+}
+
+// repositories keeps of "host/path" names the paths on the target's host.
+func (s *sink) repositories(names []string) []string {
+	host, _, _ := strings.Cut(s.remote.Name, "/")
+	var paths []string
+	for _, n := range names {
+		if h, path, _ := strings.Cut(n, "/"); h == host {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// abort stops the push; after a finished one it only frees it.
+func (s *sink) abort(cause error) { s.push.Abort(cause) }
+
+func (s *sink) markEarly() { s.early = s.push.Account().WireBytes }
+
+// finish sends the config and, when every blob is there, the manifest.
+func (s *sink) finish(ctx context.Context, img *pushedImage) error {
+	s.push.Add(pushd.Blob{Name: "config", Descriptor: img.config, Source: img.configBlob})
+	if err := s.push.Manifest(ctx, img.manifest, img.raw, s.tag); err != nil {
+		return registryFailure(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, u := range s.uploads {
+		desc, outcome, err := u.Wait(ctx)
+		if err != nil {
+			return registryFailure(err)
+		}
+		s.done[desc.Digest] = outcome
+		if o := s.run.b.opts.Observe; o != nil {
+			o.Pushed(string(outcome), desc.Size)
+		}
+	}
+	return nil
+}
+
+var outcomes = map[pushd.Outcome]slipwayv1.PushOutcome{
+	pushd.Uploaded: slipwayv1.PushOutcome_PUSH_OUTCOME_UPLOADED,
+	pushd.Mounted:  slipwayv1.PushOutcome_PUSH_OUTCOME_MOUNTED,
+	pushd.Present:  slipwayv1.PushOutcome_PUSH_OUTCOME_PRESENT,
+	pushd.Linked:   slipwayv1.PushOutcome_PUSH_OUTCOME_LINKED,
+}
+
+func (s *sink) outcome(d digest.Digest) slipwayv1.PushOutcome {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o, ok := s.done[d]
+	if !ok {
+		return slipwayv1.PushOutcome_PUSH_OUTCOME_UNSPECIFIED
+	}
+	return outcomes[o]
+}
+
+func (s *sink) progress(p pushd.Progress) {
+	e := &slipwayv1.PushProgress{
+		Digest: p.Digest.String(), Bytes: uint64(p.Sent), Total: uint64(p.Size),
+		Retries: uint32(p.Retries), Target: s.remote.Name, BytesPerSecond: p.Rate,
+	}
+	if p.State == pushd.Done {
+		e.Outcome = outcomes[p.Outcome]
+	}
+	s.run.session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Push{Push: e}})
+}
+
+// registryFailure names what a registry's refusal means for the user.
+func registryFailure(err error) error {
+	var known *failure.Error
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	e := &failure.Error{Phase: failure.Push, Blame: failure.Registry, Message: err.Error(), Err: err}
+	switch {
+	case errors.Is(err, pushd.ErrUnauthorized):
+		e.Code, e.Hint = failure.RegistryDenied, "log in to the registry with docker login where you deploy; Slipway asks your docker config for credentials"
+	case errors.Is(err, pushd.ErrDenied):
+		e.Code, e.Hint = failure.RegistryDenied, "the credentials are valid but may not push to this repository; use an account that may"
+	case errors.Is(err, pushd.ErrUnavailable):
+		e.Code, e.Retryable = failure.RegistryUnavailable, true
+		e.Hint = "run the same command again: what is up already is not sent twice"
+	case errors.Is(err, pushd.ErrDigest):
+		e.Code, e.Retryable = failure.RegistryRefused, true
+		e.Hint = "the registry stored other bytes than were sent; run the same command again, and check the registry's storage if it stays"
+	case errors.Is(err, pushd.ErrRefused), errors.Is(err, pushd.ErrBlobUnknown):
+		e.Code, e.Hint = failure.RegistryRefused, "the registry's own message says why; its operator can tell more"
+	default:
+		return err
+	}
+	return e
+}

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/docker/go-units"
+	"github.com/spf13/pflag"
+
+	"github.com/slipwayhq/slipway/builder/sandbox"
+)
+
+// A config is what flags, environment and file say. A flag beats its
+// SLIPWAY_ variable, which beats the file.
+type config struct {
+	file         string
+	root         string
+	grpc         string
+	http         string
+	registryHost string
+	mirrors      []string
+	insecureRegs []string
+	maxRootFS    string
+	cacheSize    string
+	cacheMinFree string
+	maxBuilds    int
+	network      string
+	buildCA      string
+	allowEgress  []string
+	buildMemory  string
+	buildCPUs    float64
+	buildPids    int64
+	buildTimeout time.Duration
+	drainTimeout time.Duration
+	runc         string
+	tlsCert      string
+	tlsKey       string
+	insecure     bool
+	logFormat    string
+	logLevel     string
+
+	maxRootFSBytes   int64
+	cacheBytes       int64
+	cacheFreeBytes   int64
+	buildMemoryBytes int64
+	mirrorURLs       map[string][]*url.URL
+	egress           []netip.Prefix
+	networkMode      sandbox.Mode
+}
+
+func (c *config) register(f *pflag.FlagSet) {
+	f.StringVar(&c.file, "config", "", "TOML file with these settings, a key for each flag")
+	f.StringVar(&c.root, "root", "/var/lib/slipway", "directory for the cache, the registry and all state")
+	f.StringVar(&c.grpc, "grpc", "127.0.0.1:7070", "address for clients")
+	f.StringVar(&c.http, "http", "127.0.0.1:7071", "address of the registry (/v2/), /metrics and /healthz")
+	f.StringVar(&c.registryHost, "registry-host", "", "host by which images of the embedded registry are named (default: the address of --http)")
+	f.StringArrayVar(&c.mirrors, "registry-mirror", nil, "HOST=URL: ask URL before registry HOST; repeatable")
+	f.StringArrayVar(&c.insecureRegs, "insecure-registry", nil, "HOST[:PORT] that may be spoken to in plain HTTP; repeatable")
+	f.StringVar(&c.maxRootFS, "max-rootfs", "8GB", "largest unpacked root file system of an image; 0 for no limit")
+	f.StringVar(&c.cacheSize, "cache-size", "50GB", "ceiling of the cache")
+	f.StringVar(&c.cacheMinFree, "cache-min-free", "", "free disk space that the cache leaves (default 5 %, at most 5GB)")
+	f.IntVar(&c.maxBuilds, "max-builds", 4, "builds at a time; more wait in the queue")
+	f.StringVar(&c.network, "network", "sandbox", "network of RUN steps: sandbox, none or host")
+	f.StringVar(&c.buildCA, "build-ca", "", "PEM bundle that RUN steps trust; it never gets into an image")
+	f.StringArrayVar(&c.allowEgress, "allow-egress", nil, "CIDR of a private range that builds may reach; repeatable")
+	f.StringVar(&c.buildMemory, "build-memory", "", "memory of a RUN step, like 4GB (default no limit)")
+	f.Float64Var(&c.buildCPUs, "build-cpus", 0, "CPUs of a RUN step (default no limit)")
+	f.Int64Var(&c.buildPids, "build-pids", 32768, "processes of a RUN step; 0 for no limit")
+	f.DurationVar(&c.buildTimeout, "build-timeout", time.Hour, "longest time of one build; 0 for no limit")
+	f.DurationVar(&c.drainTimeout, "drain-timeout", 10*time.Minute, "how long SIGTERM lets running builds go on")
+	f.StringVar(&c.runc, "runc", "runc", "runc binary")
+	f.StringVar(&c.tlsCert, "tls-cert", "", "certificate file of both addresses")
+	f.StringVar(&c.tlsKey, "tls-key", "", "key file of --tls-cert")
+	f.BoolVar(&c.insecure, "insecure", false, "allow plaintext on addresses that others can reach")
+	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+// complete fills in what the flags leave open, and checks everything.
+func (c *config) complete(f *pflag.FlagSet, env func(string) (string, bool)) error {
+	if err := fromEnv(f, env); err != nil {
+		return err
+	}
+	if c.file != "" {
+		if err := fromFile(f, c.file); err != nil {
+			return err
+		}
+	}
+	return c.check()
+}
+
+// fromEnv sets the flags that were not given from SLIPWAY_ variables. Lists
+// are separated by commas.
+func fromEnv(f *pflag.FlagSet, env func(string) (string, bool)) error {
+	var errs []error
+	f.VisitAll(func(flag *pflag.Flag) {
+		name := "SLIPWAY_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+		v, ok := env(name)
+		if flag.Changed || !ok {
+			return
+		}
+		values := []string{v}
+		if flag.Value.Type() == "stringArray" {
+			values = strings.Split(v, ",")
+		}
+		for _, v := range values {
+			if err := f.Set(flag.Name, v); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// fromFile sets the flags that were not given from a TOML file.
+func fromFile(f *pflag.FlagSet, file string) error {
+	var keys map[string]any
+	if _, err := toml.DecodeFile(file, &keys); err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	var errs []error
+	for key, v := range keys {
+		flag := f.Lookup(key)
+		if flag == nil || key == "config" {
+			errs = append(errs, fmt.Errorf("config: %s has no setting %q; settings are named as flags are", file, key))
+			continue
+		}
+		if flag.Changed {
+			continue
+		}
+		values, ok := v.([]any)
+		if !ok {
+			values = []any{v}
+		}
+		for _, v := range values {
+			if err := f.Set(key, fmt.Sprint(v)); err != nil {
+				errs = append(errs, fmt.Errorf("config: %s: %s: %w", file, key, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *config) check() error {
+	var err error
+	if c.root, err = filepath.Abs(c.root); err != nil {
+		return err
+	}
+	if c.maxRootFSBytes, err = size("max-rootfs", c.maxRootFS); err != nil {
+		return err
+	}
+	if c.maxRootFSBytes == 0 {
+		c.maxRootFSBytes = -1
+	}
+	if c.cacheBytes, err = size("cache-size", c.cacheSize); err != nil {
+		return err
+	}
+	if c.cacheFreeBytes, err = size("cache-min-free", c.cacheMinFree); err != nil {
+		return err
+	}
+	if c.buildMemoryBytes, err = size("build-memory", c.buildMemory); err != nil {
+		return err
+	}
+	if c.networkMode, err = sandbox.ParseMode(c.network); err != nil {
+		return fmt.Errorf("--network: %w", err)
+	}
+	if c.maxBuilds < 1 {
+		return errors.New("--max-builds: at least 1")
+	}
+	for _, s := range c.allowEgress {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return fmt.Errorf("--allow-egress: %w", err)
+		}
+		c.egress = append(c.egress, p)
+	}
+	if (c.tlsCert == "") != (c.tlsKey == "") {
+		return errors.New("--tls-cert and --tls-key belong together")
+	}
+	if c.buildCA != "" {
+		if _, err := os.Stat(c.buildCA); err != nil {
+			return fmt.Errorf("--build-ca: %w", err)
+		}
+	}
+	if err := c.parseMirrors(); err != nil {
+		return err
+	}
+	return errors.Join(c.checkAddr("grpc", c.grpc), c.checkAddr("http", c.http))
+}
+
+func size(flag, s string) (int64, error) {
+	if s == "" || s == "0" {
+		return 0, nil
+	}
+	n, err := units.FromHumanSize(s)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("--%s: %q is no size; write it like 8GB", flag, s)
+	}
+	return n, nil
+}
+
+func (c *config) parseMirrors() error {
+	c.mirrorURLs = map[string][]*url.URL{}
+	for _, m := range c.mirrors {
+		host, text, ok := strings.Cut(m, "=")
+		u, err := url.Parse(text)
+		if !ok || err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+			return fmt.Errorf("--registry-mirror: %q; write it like docker.io=http://127.0.0.1:5000", m)
+		}
+		c.mirrorURLs[host] = append(c.mirrorURLs[host], u)
+	}
+	return nil
+}
+
+// checkAddr refuses plaintext where others can read it.
+func (c *config) checkAddr(flag, addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("--%s: %w", flag, err)
+	}
+	if c.insecure || c.tlsCert != "" || host == "localhost" {
+		return nil
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && ip.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("--%s %s: tokens would travel in plaintext to whoever can reach this address; give --tls-cert and --tls-key, or --insecure behind a proxy that does TLS", flag, addr)
+}
+
+func (c *config) logger() *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.logLevel)); err != nil {
+		level = slog.LevelInfo
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if c.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o))
+}

@@ -1,0 +1,375 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/slipwayhq/slipway/builder"
+	"github.com/slipwayhq/slipway/builder/base"
+	"github.com/slipwayhq/slipway/builder/classic"
+	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/slipwayhq/slipway/fleet"
+	"github.com/slipwayhq/slipway/layercache"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/pushd"
+	"github.com/slipwayhq/slipway/registry"
+	"github.com/slipwayhq/slipway/server"
+	"github.com/slipwayhq/slipway/server/records"
+	"github.com/slipwayhq/slipway/tokens"
+)
+
+// A daemon is all parts of slipwayd, started.
+type daemon struct {
+	config   *config
+	log      *slog.Logger
+	closers  []func() error
+	metrics  *prometheus.Registry
+	counts   *server.Metrics
+	auth     tokens.Authenticator
+	cache    *layercache.Store
+	registry *registry.Registry
+	engine   fleet.Engine
+	records  *records.Store
+	runner   *sandbox.Runner
+	tls      *tls.Config
+	grpcAddr net.Listener
+	httpAddr net.Listener
+	server   *server.Server
+	host     string // of the embedded registry
+}
+
+// start opens every part, in the order in which they need each other. What
+// was opened is closed again when one fails.
+func start(ctx context.Context, c *config, log *slog.Logger) (*daemon, error) {
+	d := &daemon{config: c, log: log, metrics: prometheus.NewRegistry()}
+	for _, open := range []func(context.Context) error{
+		d.openRoot, d.listen, d.openTokens, d.openMetrics, d.openCache, d.openRegistry,
+		d.openFleet, d.openRecords, d.openSandbox, d.openServer,
+	} {
+		if err := open(ctx); err != nil {
+			return nil, errors.Join(err, d.close())
+		}
+	}
+	return d, nil
+}
+
+// closing notes what must be closed; the last opened goes first.
+func (d *daemon) closing(f func() error) { d.closers = append(d.closers, f) }
+
+func (d *daemon) close() error {
+	var errs []error
+	for i := len(d.closers) - 1; i >= 0; i-- {
+		errs = append(errs, d.closers[i]())
+	}
+	d.closers = nil
+	return errors.Join(errs...)
+}
+
+func (d *daemon) dir(name string) string { return filepath.Join(d.config.root, name) }
+
+// openRoot makes the directories and unmounts what a killed daemon left.
+func (d *daemon) openRoot(context.Context) error {
+	for _, name := range []string{"views", "tmp"} {
+		if err := os.MkdirAll(d.dir(name), 0o700); err != nil {
+			return err
+		}
+	}
+	left, err := os.ReadDir(d.dir("views"))
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		dir := filepath.Join(d.dir("views"), e.Name())
+		if err := mount.UnmountAll(dir, 0); err != nil {
+			return fmt.Errorf("unmount what an earlier daemon left: %w", err)
+		}
+		if err := os.Remove(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *daemon) listen(ctx context.Context) error {
+	if d.config.tlsCert != "" {
+		cert, err := tls.LoadX509KeyPair(d.config.tlsCert, d.config.tlsKey)
+		if err != nil {
+			return fmt.Errorf("tls: %w", err)
+		}
+		d.tls = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	var lc net.ListenConfig
+	var err error
+	if d.grpcAddr, err = lc.Listen(ctx, "tcp", d.config.grpc); err != nil {
+		return fmt.Errorf("--grpc: %w", err)
+	}
+	d.closing(ignoreClosed(d.grpcAddr.Close))
+	if d.httpAddr, err = lc.Listen(ctx, "tcp", d.config.http); err != nil {
+		return fmt.Errorf("--http: %w", err)
+	}
+	d.closing(ignoreClosed(d.httpAddr.Close))
+	d.host = d.config.registryHost
+	if d.host == "" {
+		d.host = d.httpAddr.Addr().String()
+	}
+	return nil
+}
+
+func ignoreClosed(f func() error) func() error {
+	return func() error {
+		if err := f(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+func (d *daemon) openTokens(context.Context) error {
+	file := d.dir("admin.token")
+	_, statErr := os.Stat(file)
+	admin, err := tokens.AdminFile(file)
+	if err != nil {
+		return err
+	}
+	if os.IsNotExist(statErr) {
+		d.log.Info("wrote the admin token", "file", file)
+	}
+	d.auth = admin
+	return nil
+}
+
+func (d *daemon) openMetrics(context.Context) error {
+	d.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	d.counts = server.NewMetrics(d.metrics)
+	return nil
+}
+
+func (d *daemon) openCache(ctx context.Context) (err error) {
+	d.cache, err = layercache.Open(ctx, layercache.Options{
+		Root: d.dir("cache"), MaxBytes: d.config.cacheBytes, MinFree: d.config.cacheFreeBytes,
+		Log: d.log.With("part", "cache"), OnEvict: d.counts.Evicted,
+	})
+	if err != nil {
+		return fmt.Errorf("cache: %w", err)
+	}
+	d.closing(d.cache.Close)
+	d.counts.WatchCache(d.metrics, func() float64 {
+		u, err := d.cache.Usage(context.Background(), "", "")
+		if err != nil {
+			return 0
+		}
+		return float64(u.Bytes)
+	})
+	return nil
+}
+
+func (d *daemon) openRegistry(ctx context.Context) (err error) {
+	d.registry, err = registry.Open(ctx, registry.Options{
+		Root: d.dir("registry"), Host: d.host, Access: registryAccess{d.auth}, Log: d.log.With("part", "registry"),
+	})
+	if err != nil {
+		return fmt.Errorf("registry: %w", err)
+	}
+	d.closing(d.registry.Close)
+	return nil
+}
+
+func (d *daemon) openFleet(ctx context.Context) (err error) {
+	d.engine, err = fleet.Open(ctx, d.dir("fleet"), &fleet.Options{Log: d.log.With("part", "fleet")})
+	if err != nil {
+		return fmt.Errorf("queue: %w", err)
+	}
+	d.closing(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		return d.engine.Close(ctx)
+	})
+	return nil
+}
+
+func (d *daemon) openRecords(ctx context.Context) (err error) {
+	d.records, err = records.Open(ctx, d.dir("records.db"))
+	if err != nil {
+		return err
+	}
+	d.closing(d.records.Close)
+	return nil
+}
+
+func (d *daemon) openSandbox(ctx context.Context) (err error) {
+	d.runner, err = sandbox.New(ctx, sandbox.Options{
+		Root: d.dir("sandbox"), Runc: d.config.runc, Network: d.config.networkMode, BuildCA: d.config.buildCA,
+		AllowEgress: d.config.egress, Log: d.log.With("part", "sandbox"),
+	})
+	if err != nil {
+		return fmt.Errorf("sandbox: %w", err)
+	}
+	d.closing(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		return d.runner.Close(ctx)
+	})
+	return nil
+}
+
+func (d *daemon) openServer(ctx context.Context) error {
+	fetch := classic.NewFetch(d.config.egress)
+	if d.config.networkMode == sandbox.Host {
+		fetch = http.DefaultTransport
+	}
+	pipeline := classic.New(classic.Options{
+		Bases: base.NewResolver(base.Options{
+			Mirrors: d.config.mirrorURLs, Insecure: d.config.insecureRegs, Log: d.log,
+			IsLocal: d.isLocal, Local: d.localBase, Denied: func(err error) bool { return errors.Is(err, registry.ErrNotFound) },
+		}),
+		Unpacker: &layer.Unpacker{}, Runner: d.runner, Network: d.config.networkMode, Fetch: fetch,
+		Limits:  sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids},
+		Scratch: d.dir("views"), Observe: d.counts, Log: d.log,
+	})
+	b := builder.New(builder.Options{
+		Cache: d.cache, Engine: pushd.NewEngine(&pushd.Options{Log: d.log.With("part", "push")}), Destination: d.destination(),
+		Pipelines: map[slipwayv1.Pipeline]builder.Pipeline{slipwayv1.Pipeline_PIPELINE_CLASSIC: pipeline},
+		MaxSize:   d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, Log: d.log,
+	})
+	d.server = server.New(server.Options{
+		Version: version, Auth: d.auth, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
+		Registry: d.host, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
+	})
+	return d.server.Recover(ctx)
+}
+
+// isLocal reports whether a host is this daemon's own registry.
+func (d *daemon) isLocal(host string) bool {
+	if host == d.host || host == d.httpAddr.Addr().String() {
+		return true
+	}
+	name, port, err := net.SplitHostPort(host)
+	_, own, _ := net.SplitHostPort(d.httpAddr.Addr().String())
+	return err == nil && port == own && name == "localhost"
+}
+
+func (d *daemon) localBase(name string) base.Repository {
+	repo, err := d.registry.Repository(name)
+	if err != nil {
+		return invalidRepository{err}
+	}
+	return repo
+}
+
+// destination opens the repositories that images go to.
+func (d *daemon) destination() builder.Destination {
+	transport := pushd.NewTransport()
+	return func(_ context.Context, name, app string, auth func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
+		if name == "" {
+			name = d.host + "/" + app
+		}
+		if host, path, ok := cutHost(name); ok && d.isLocal(host) {
+			repo, err := d.registry.Repository(path)
+			if err != nil {
+				return builder.Remote{}, err
+			}
+			return builder.Remote{Target: pushd.NewLocal(name, repo, d.dir("tmp")), Name: name}, nil
+		}
+		t, err := pushd.NewHTTP(name, &pushd.HTTPOptions{Auth: auth, Transport: transport, Insecure: d.mayBePlain(name)})
+		if err != nil {
+			return builder.Remote{}, err
+		}
+		return builder.Remote{Target: t, Name: t.Name()}, nil
+	}
+}
+
+func (d *daemon) mayBePlain(name string) bool {
+	host, _, _ := cutHost(name)
+	for _, h := range d.config.insecureRegs {
+		if h == host {
+			return true
+		}
+	}
+	return false
+}
+
+// serve answers clients and runs builds until ctx ends, then drains.
+func (d *daemon) serve(ctx context.Context) error {
+	opts := d.server.ServerOptions()
+	if d.tls != nil {
+		opts = append(opts, grpc.Creds(credentials.NewTLS(d.tls)))
+	}
+	g := grpc.NewServer(opts...)
+	d.server.Register(g)
+	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
+
+	var running sync.WaitGroup
+	failed := make(chan error, 2)
+	running.Go(func() { failed <- g.Serve(d.grpcAddr) })
+	running.Go(func() { failed <- d.serveHTTP(web) })
+	work, stopWork := context.WithCancel(context.Background())
+	defer stopWork()
+	var workers sync.WaitGroup
+	workers.Go(func() { d.server.Run(work, d.config.maxBuilds) })
+	workers.Go(func() {
+		if err := d.cache.Collect(work); err != nil && work.Err() == nil {
+			d.log.Warn("collect", "err", err)
+		}
+	})
+	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root)
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	d.log.Info("draining", "at_most", d.config.drainTimeout)
+	d.drain(g, stopWork, &workers)
+	shut, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err = errors.Join(err, web.Shutdown(shut))
+	running.Wait()
+	return err
+}
+
+// drain refuses new builds and lets those under way end, up to the limit.
+func (d *daemon) drain(g *grpc.Server, stopWork context.CancelFunc, workers *sync.WaitGroup) {
+	d.server.Drain()
+	stopWork()
+	hard := time.AfterFunc(d.config.drainTimeout, d.server.Stop)
+	defer hard.Stop()
+	workers.Wait()
+	ended := make(chan struct{})
+	go func() { g.GracefulStop(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		g.Stop()
+		<-ended
+	}
+}
+
+func (d *daemon) serveHTTP(web *http.Server) error {
+	var err error
+	if d.tls != nil {
+		err = web.ServeTLS(d.httpAddr, "", "")
+	} else {
+		err = web.Serve(d.httpAddr)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
+
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/registry"
+	"github.com/slipwayhq/slipway/tokens"
+)
+
+// handler serves the registry, metrics and health.
+func (d *daemon) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/v2/", d.registry.Handler())
+	mux.Handle("/metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, "ok\n")
+	})
+	mux.HandleFunc("/{$}", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, "slipwayd %s\nregistry: /v2/   metrics: /metrics   health: /healthz\n", version)
+	})
+	return mux
+}
+
+// registryAccess lets tokens into the registry.
+type registryAccess struct{ auth tokens.Authenticator }
+
+// scopes says which scope an action of the registry needs.
+var scopes = map[string]string{
+	registry.ActionPull: tokens.ScopeRegistryPull, registry.ActionPush: tokens.ScopeRegistryPush,
+	registry.ActionDelete: tokens.ScopeRegistryDelete, registry.ActionCatalog: tokens.ScopeRegistryList,
+}
+
+// Authorize implements registry.Access: any user name, a token as password.
+func (a registryAccess) Authorize(ctx context.Context, _, secret, repository string, actions ...string) error {
+	p, err := a.auth.Authenticate(ctx, secret)
+	if errors.Is(err, tokens.ErrUnauthorized) || errors.Is(err, tokens.ErrExpired) {
+		return fmt.Errorf("%w: %v", registry.ErrUnauthorized, err)
+	}
+	if err != nil {
+		return err
+	}
+	for _, action := range actions {
+		if err := tokens.Allow(p, scopes[action], repository); err != nil {
+			return fmt.Errorf("%w: %v", registry.ErrDenied, err)
+		}
+	}
+	return nil
+}
+
+// cutHost splits "host/path".
+func cutHost(name string) (host, path string, ok bool) {
+	return strings.Cut(name, "/")
+}
+
+// invalidRepository stands for a name that no repository can have.
+type invalidRepository struct{ err error }
+
+func (i invalidRepository) Manifest(context.Context, string) (ocispec.Descriptor, []byte, error) {
+	return ocispec.Descriptor{}, nil, fmt.Errorf("%w: %v", registry.ErrNotFound, i.err)
+}
+
+func (i invalidRepository) Blob(context.Context, digest.Digest) (string, int64, error) {
+	return "", 0, fmt.Errorf("%w: %v", registry.ErrNotFound, i.err)
+}
+
+// checks are the daemon's part of slipway doctor.
+func (d *daemon) checks(ctx context.Context) []*slipwayv1.Check {
+	var out []*slipwayv1.Check
+	for _, c := range d.runner.Check(ctx) {
+		status := slipwayv1.CheckStatus_CHECK_STATUS_OK
+		if !c.OK {
+			status = slipwayv1.CheckStatus_CHECK_STATUS_FAILED
+		}
+		out = append(out, &slipwayv1.Check{Name: c.Name, Status: status, Detail: c.Detail, Hint: c.Hint})
+	}
+	return append(out, d.diskCheck(ctx))
+}
+
+func (d *daemon) diskCheck(ctx context.Context) *slipwayv1.Check {
+	c := &slipwayv1.Check{Name: "disk", Status: slipwayv1.CheckStatus_CHECK_STATUS_OK}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(d.config.root, &fs); err != nil {
+		c.Status, c.Detail = slipwayv1.CheckStatus_CHECK_STATUS_FAILED, err.Error()
+		return c
+	}
+	free := float64(fs.Bavail) / float64(max(1, fs.Blocks))
+	c.Detail = fmt.Sprintf("root has %.0f %% free", 100*free)
+	if u, err := d.cache.Usage(ctx, "", ""); err == nil {
+		c.Detail += fmt.Sprintf("; cache %.1f of %.0f GB", float64(u.Bytes)/1e9, float64(u.Limit)/1e9)
+	}
+	if free < 0.1 {
+		c.Status, c.Hint = slipwayv1.CheckStatus_CHECK_STATUS_WARNING, "free some, or lower --cache-size"
+	}
+	return c
+}

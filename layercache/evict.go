@@ -1,0 +1,259 @@
+package layercache
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+// defaults of Options.
+const (
+	defaultMaxBytes = 50e9
+	defaultMinFree  = 5e9
+)
+
+// tryAgain is how long eviction rests after it could not free enough.
+const tryAgain = 2 * time.Second
+
+func (o *Options) maxBytes() int64 {
+	if o.MaxBytes == 0 {
+		return defaultMaxBytes
+	}
+	return max(o.MaxBytes, 0)
+}
+
+// minFree returns what is to stay free of a disk of size bytes.
+func (o *Options) minFree(size int64) int64 {
+	if o.MinFree == 0 {
+		return min(defaultMinFree, size/20)
+	}
+	return max(o.MinFree, 0)
+}
+
+// A pressure is a reason to evict.
+type pressure struct {
+	bytes  int64 // to free
+	reason string
+}
+
+// relieve makes room if the cache is over its ceiling or the disk is nearly
+// full, and looks at no more than two numbers if neither is. No build fails
+// because of it: what goes wrong is logged.
+func (s *Store) relieve(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
+	if !s.used.measured.Load() {
+		if err := s.measure(ctx); err != nil {
+			s.log.Warn("cannot measure the cache", "err", err)
+			return
+		}
+	}
+	if s.pressure().bytes <= 0 || time.Now().UnixNano() < s.used.futile.Load() {
+		return
+	}
+	if err := s.makeRoom(ctx); err != nil {
+		s.log.Warn("cannot make room in the cache", "err", err)
+	}
+}
+
+// pressure says how much there is to free, a tenth more than it must be so
+// that not every blob brings the next eviction.
+func (s *Store) pressure() pressure {
+	if limit := s.opts.maxBytes(); limit > 0 {
+		if used := s.used.bytes.Load(); used > limit {
+			return pressure{used - limit + limit/10, fmt.Sprintf("the cache is over its ceiling of %d bytes", limit)}
+		}
+	}
+	size, free, err := diskSpace(s.opts.Root)
+	if err != nil {
+		return pressure{}
+	}
+	if least := s.opts.minFree(size); free < least {
+		return pressure{least - free + least/10, fmt.Sprintf("less than %d bytes are free on the disk", least)}
+	}
+	return pressure{}
+}
+
+func diskSpace(path string) (size, free int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return 0, 0, err
+	}
+	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
+}
+
+// makeRoom collects what nobody refers to, then evicts until the pressure is
+// gone. Sizes of records are estimates, for blobs may be shared, so it looks
+// again after each round.
+func (s *Store) makeRoom(ctx context.Context) error {
+	s.evicting.Lock()
+	defer s.evicting.Unlock()
+	p := s.pressure()
+	if p.bytes <= 0 {
+		return nil // somebody was faster
+	}
+	goal := s.used.bytes.Load() - p.bytes
+	if err := s.Collect(ctx); err != nil {
+		return err
+	}
+	for range 4 {
+		more := s.used.bytes.Load() - goal
+		if more <= 0 {
+			return nil
+		}
+		freed, err := s.evict(ctx, "", choice{need: more, pinned: true, allowed: notExplaining, reason: p.reason})
+		if err != nil {
+			return err
+		}
+		if freed.Records == 0 {
+			break
+		}
+	}
+	s.used.futile.Store(time.Now().Add(tryAgain).UnixNano())
+	return nil
+}
+
+// notExplaining keeps the steps of last builds: they are small, and tell why
+// the next build misses.
+func notExplaining(it *item) bool { return !it.pinned || it.id.kind != stepKind }
+
+// A choice says which records may go.
+type choice struct {
+	need    int64 // bytes to free; as many as there are if it is negative
+	pinned  bool  // also what a last successful build needs
+	allowed func(*item) bool
+	reason  string
+}
+
+// evict removes records of an org, "" means all, that are not held, and
+// collects what they held.
+func (s *Store) evict(ctx context.Context, org string, ch choice) (Pruned, error) {
+	evs, err := s.evictRecords(ctx, org, ch)
+	if err != nil {
+		return Pruned{}, err
+	}
+	s.tell(evs...)
+	return Pruned{Records: int64(len(evs))}, s.clean(ctx)
+}
+
+func (s *Store) evictRecords(ctx context.Context, org string, ch choice) ([]Eviction, error) {
+	s.sweep.Lock()
+	defer s.sweep.Unlock()
+	if err := s.syncLeases(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.meta.Update(s.touched.flush); err != nil {
+		return nil, err
+	}
+	items, err := s.items(org, func(*bolt.Tx) {})
+	if err != nil {
+		return nil, err
+	}
+	held, err := s.heldResources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	gone := choose(items, held, ch)
+	if len(gone) == 0 {
+		return nil, nil
+	}
+	evs := make([]Eviction, len(gone))
+	for i, it := range gone {
+		evs[i] = Eviction{Time: time.Now(), Org: it.id.org, What: it.id.String(), Bytes: it.bytes, Reason: ch.reason}
+		if len(it.apps) == 1 {
+			evs[i].App = it.apps[0]
+		}
+	}
+	if err := s.deleteItems(ctx, gone, evs); err != nil {
+		return nil, err
+	}
+	return evs, s.collect(ctx)
+}
+
+func (s *Store) deleteItems(ctx context.Context, items []*item, evs []Eviction) error {
+	err := s.meta.Update(func(tx *bolt.Tx) error {
+		for _, it := range items {
+			if err := s.Org(it.id.org).deleteRecord(ctx, tx, it.id); err != nil {
+				return err
+			}
+		}
+		return s.recordEvictions(tx, evs...)
+	})
+	if err != nil {
+		return err
+	}
+	for _, it := range items {
+		s.handles.forgetPack(it.id)
+	}
+	return nil
+}
+
+// choose picks what goes, oldest first. A snapshot that others stand on goes
+// only after those; a step goes with its layer, unless a last build needs it,
+// for then it explains the miss.
+func choose(items []*item, held map[resource]bool, ch choice) []*item {
+	byAge(items)
+	e := election{choice: ch, held: held, gone: make(map[*item]bool), children: make(map[recordID]int), steps: make(map[recordID][]*item)}
+	for _, it := range items {
+		if it.parent.org != "" {
+			e.children[it.parent]++
+		}
+		if it.layer.org != "" {
+			e.steps[it.layer] = append(e.steps[it.layer], it)
+		}
+	}
+	// Each round may free the parents of what went in the one before.
+	for again := true; again; {
+		again = false
+		for _, it := range items {
+			if e.enough() {
+				return e.order
+			}
+			if e.may(it) {
+				e.take(it)
+				again = again || it.parent.org != ""
+			}
+		}
+	}
+	return e.order
+}
+
+type election struct {
+	choice
+	held     map[resource]bool
+	gone     map[*item]bool
+	order    []*item
+	freed    int64
+	children map[recordID]int
+	steps    map[recordID][]*item
+}
+
+func (e *election) enough() bool { return e.need >= 0 && e.freed >= e.need }
+
+func (e *election) may(it *item) bool {
+	if e.gone[it] || it.pinned && !e.pinned || e.children[it.id] > 0 || e.allowed != nil && !e.allowed(it) {
+		return false
+	}
+	for _, r := range it.resources {
+		if e.held[r] {
+			return false
+		}
+	}
+	return true
+}
+
+func (e *election) take(it *item) {
+	e.gone[it] = true
+	e.order = append(e.order, it)
+	e.freed += it.bytes
+	if it.parent.org != "" {
+		e.children[it.parent]--
+	}
+	for _, step := range e.steps[it.id] {
+		if !e.gone[step] && !step.pinned {
+			e.take(step)
+		}
+	}
+}

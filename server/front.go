@@ -1,0 +1,391 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"regexp"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/fleet"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/server/records"
+	"github.com/slipwayhq/slipway/tokens"
+)
+
+// A Front serves BuildService.
+type Front struct {
+	slipwayv1.UnimplementedBuildServiceServer
+
+	opts     Options
+	hub      *hub
+	started  time.Time
+	draining atomic.Bool
+}
+
+// maxDockerfile bounds the recipe, which goes through the queue.
+const maxDockerfile = 384 << 10
+
+// appName is what an app may be called: it names a repository, too.
+var appName = regexp.MustCompile(`^[a-z0-9]+([._-][a-z0-9]+)*$`)
+
+// tagName is the form of an image's tag (OCI distribution spec, pulling
+// manifests).
+var tagName = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+
+// Build implements BuildService.
+func (f *Front) Build(stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse]) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	start := first.GetStart()
+	ctx := stream.Context()
+	if err := f.checkStart(ctx, start); err != nil {
+		return err
+	}
+	b, joined, err := f.record(ctx, start)
+	if err != nil {
+		return err
+	}
+	out := &sender{stream: stream}
+	if joined {
+		return f.join(ctx, out, b)
+	}
+	s, err := f.submit(ctx, b, start, out)
+	if err != nil {
+		return err
+	}
+	return f.converse(ctx, stream, s, out)
+}
+
+// A sender serialises what goes to one client.
+type sender struct {
+	mu     sync.Mutex
+	stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse]
+}
+
+func (s *sender) send(m *slipwayv1.BuildResponse) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stream.Send(m)
+}
+
+func (s *sender) accepted(id string, joined bool) error {
+	return s.send(&slipwayv1.BuildResponse{Message: &slipwayv1.BuildResponse_Accepted{
+		Accepted: &slipwayv1.Accepted{BuildId: id, Joined: joined},
+	}})
+}
+
+func (s *sender) event(e *slipwayv1.Event) error {
+	return s.send(&slipwayv1.BuildResponse{Message: &slipwayv1.BuildResponse_Event{Event: e}})
+}
+
+// checkStart refuses what can never become a build.
+func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
+	invalid := func(hint, format string, args ...any) error {
+		return failure.At(failure.Userf(failure.InvalidArgument, hint, format, args...), failure.Preflight, 0)
+	}
+	switch {
+	case s == nil:
+		return invalid("update the client", "the first message must be a start")
+	case len(s.App) > 100 || !appName.MatchString(s.App):
+		return invalid("use lower-case letters, digits and single dots, dashes or underscores between them", "%q is no name for an app", s.App)
+	case s.Tag != "" && !tagName.MatchString(s.Tag):
+		return invalid("use letters, digits, dots, dashes and underscores, 128 at most", "%q is no tag for an image", s.Tag)
+	case len(s.GetDockerfile().GetContent()) > maxDockerfile:
+		return invalid("move long texts into files of the context", "the Dockerfile has %d bytes, %d are allowed", len(s.Dockerfile.Content), maxDockerfile)
+	case s.Environment != "":
+		return failure.Userf(failure.NotSupported, "leave --env out", "this daemon has no environments yet")
+	}
+	if err := allow(ctx, tokens.ScopeBuildWrite, s.App); err != nil {
+		return err
+	}
+	if f.draining.Load() {
+		return &failure.Error{Code: failure.Unavailable, Phase: failure.Queue, Blame: failure.Builder, Retryable: true,
+			Message: "the daemon is stopping", Hint: "deploy again in a moment"}
+	}
+	return nil
+}
+
+// record writes the build down, or finds the one with the same key.
+func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Build, bool, error) {
+	p := caller(ctx)
+	b, err := f.opts.Records.Create(ctx, records.Build{
+		ID: ulid.Make().String(), Org: p.Org, App: start.App, Pipeline: start.Pipeline.String(), CreatedBy: p.Name,
+		Created: time.Now().UTC(), Status: records.Queued, IdempotencyKey: start.IdempotencyKey,
+	})
+	if errors.Is(err, records.ErrExists) {
+		return b, true, nil
+	}
+	return b, false, err
+}
+
+// submit opens the build's log and session and queues it.
+func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.Start, out *sender) (*session, error) {
+	raw, err := proto.Marshal(start)
+	if err != nil {
+		return nil, err
+	}
+	log, err := f.opts.Engine.Log(ctx, b.ID)
+	if err != nil {
+		return nil, f.refuse(ctx, b, err)
+	}
+	s := newSession(b.ID, start, f.opts.Cache.Org(b.Org), log)
+	s.send = out.send
+	s.alert = func(err error) { f.opts.Log.Error("build log", "build", b.ID, "err", err) }
+	if err := out.accepted(b.ID, false); err != nil {
+		return nil, f.refuse(ctx, b, errors.Join(err, log.Close(ctx)))
+	}
+	f.hub.add(s)
+	if err := f.opts.Engine.Submit(ctx, fleet.Job{ID: b.ID, Org: b.Org, App: b.App, Payload: raw}); err != nil {
+		f.hub.remove(b.ID)
+		return nil, f.refuse(ctx, b, errors.Join(err, log.Close(context.WithoutCancel(ctx))))
+	}
+	return s, nil
+}
+
+// refuse records that a build could not be queued.
+func (f *Front) refuse(ctx context.Context, b *records.Build, err error) error {
+	if errors.Is(err, fleet.ErrBacklog) {
+		err = &failure.Error{Code: failure.Busy, Phase: failure.Queue, Blame: failure.Builder, Retryable: true, Err: err,
+			Message: fmt.Sprintf("app %s has as many unfinished builds as it may", b.App), Hint: "wait for one to end, or cancel one with slipway builds cancel"}
+	}
+	res := failed(b.ID, b.App, failure.As(err))
+	return errors.Join(err, f.opts.Records.End(context.WithoutCancel(ctx), ended(b, res)))
+}
+
+// converse relays between the client and the build until the result is out
+// or the client has gone.
+func (f *Front) converse(ctx context.Context, stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse], s *session, out *sender) error {
+	leave := f.hub.watch(s.id)
+	defer leave()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return f.listen(ctx, stream, s) })
+	g.Go(func() error {
+		f.positions(ctx, s)
+		return nil
+	})
+	err := f.follow(ctx, s.id, 1, false, out.event)
+	stop()
+	if err != nil {
+		// The client is gone: what waits for it must not wait on. Recv ends
+		// with the stream.
+		s.leave(errClientLost)
+		return err
+	}
+	return nil
+}
+
+// listen takes what the client says until it stops.
+func (f *Front) listen(ctx context.Context, stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse], s *session) error {
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			<-ctx.Done() // the client has said all it had to say
+			return nil
+		}
+		if err != nil {
+			s.leave(errClientLost)
+			return err
+		}
+		if err := f.hear(ctx, s, m); err != nil {
+			s.cancel(err)
+			s.leave(err)
+			return nil
+		}
+	}
+}
+
+func (f *Front) hear(ctx context.Context, s *session, m *slipwayv1.BuildRequest) error {
+	switch m := m.Message.(type) {
+	case *slipwayv1.BuildRequest_Manifest:
+		return s.addManifest(m.Manifest)
+	case *slipwayv1.BuildRequest_Content:
+		s.frame(ctx, m.Content)
+	case *slipwayv1.BuildRequest_Answer:
+		s.answer(m.Answer)
+	case *slipwayv1.BuildRequest_Cancel:
+		return f.cancel(context.WithoutCancel(ctx), s.id)
+	case *slipwayv1.BuildRequest_Start:
+		return failure.Userf(failure.InvalidArgument, "update the client", "a second start in one call")
+	}
+	return nil
+}
+
+// positions logs the build's place in the queue as it changes.
+func (f *Front) positions(ctx context.Context, s *session) {
+	for at, err := range f.opts.Engine.Positions(ctx, s.id) {
+		if err != nil || at == 0 {
+			return
+		}
+		s.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Queued{Queued: &slipwayv1.Queued{Position: uint32(at)}}})
+	}
+}
+
+// join follows a build that somebody else started.
+func (f *Front) join(ctx context.Context, out *sender, b *records.Build) error {
+	defer f.hub.watch(b.ID)()
+	if err := out.accepted(b.ID, true); err != nil {
+		return err
+	}
+	return f.follow(ctx, b.ID, 1, b.Done(), out.event)
+}
+
+// follow passes a build's events on until its log ends. With replay it stops
+// at the last event there is.
+func (f *Front) follow(ctx context.Context, id string, from uint64, replay bool, send func(*slipwayv1.Event) error) error {
+	last := uint64(1<<63 - 1)
+	if replay {
+		tail, err := f.opts.Engine.Tail(ctx, id)
+		if errors.Is(err, fleet.ErrNotFound) {
+			return failure.Userf(failure.NotFound, "see slipway builds show for its result", "the log of build %s is no longer kept", id)
+		}
+		if err != nil {
+			return err
+		}
+		last = tail.Seq
+	}
+	if from > last || last == 0 {
+		return nil
+	}
+	return each(f.opts.Engine.Watch(ctx, id, from), func(e fleet.Entry) (bool, error) {
+		event := &slipwayv1.Event{}
+		if err := proto.Unmarshal(e.Payload, event); err != nil {
+			return false, fmt.Errorf("event %d of build %s: %w", e.Seq, id, err)
+		}
+		event.Seq = e.Seq
+		return e.Seq < last, send(event)
+	})
+}
+
+// each passes entries on until f says to stop.
+func each(entries iter.Seq2[fleet.Entry, error], f func(fleet.Entry) (more bool, err error)) error {
+	for e, err := range entries {
+		if err != nil {
+			return err
+		}
+		more, err := f(e)
+		if err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+// find returns a build of the caller's org that the caller may see.
+func (f *Front) find(ctx context.Context, id, action string) (*records.Build, error) {
+	b, err := f.opts.Records.Get(ctx, caller(ctx).Org, id)
+	if errors.Is(err, records.ErrNotFound) {
+		return nil, failure.Userf(failure.NotFound, "list builds with slipway builds list", "there is no build %s", id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return b, allow(ctx, action, b.App)
+}
+
+// GetBuild implements BuildService.
+func (f *Front) GetBuild(ctx context.Context, req *slipwayv1.GetBuildRequest) (*slipwayv1.GetBuildResponse, error) {
+	b, err := f.find(ctx, req.Id, tokens.ScopeBuildRead)
+	if err != nil {
+		return nil, err
+	}
+	return &slipwayv1.GetBuildResponse{Build: buildProto(b)}, nil
+}
+
+// ListBuilds implements BuildService.
+func (f *Front) ListBuilds(ctx context.Context, req *slipwayv1.ListBuildsRequest) (*slipwayv1.ListBuildsResponse, error) {
+	p := caller(ctx)
+	app := req.App
+	if app == "" {
+		app = p.App
+	}
+	if err := allow(ctx, tokens.ScopeBuildRead, app); err != nil {
+		return nil, err
+	}
+	limit := int(min(req.Limit, 1000))
+	if limit == 0 {
+		limit = 50
+	}
+	list, err := f.opts.Records.List(ctx, records.Query{Org: p.Org, App: app, Before: req.BeforeId, Limit: limit})
+	if err != nil {
+		return nil, err
+	}
+	resp := &slipwayv1.ListBuildsResponse{}
+	for _, b := range list {
+		resp.Builds = append(resp.Builds, buildProto(b))
+	}
+	return resp, nil
+}
+
+// WatchBuild implements BuildService.
+func (f *Front) WatchBuild(req *slipwayv1.WatchBuildRequest, stream grpc.ServerStreamingServer[slipwayv1.WatchBuildResponse]) error {
+	ctx := stream.Context()
+	b, err := f.find(ctx, req.Id, tokens.ScopeBuildRead)
+	if err != nil {
+		return err
+	}
+	defer f.hub.watch(b.ID)()
+	return f.follow(ctx, b.ID, max(1, req.FromSeq), req.ReplayOnly || b.Done(), func(e *slipwayv1.Event) error {
+		return stream.Send(&slipwayv1.WatchBuildResponse{Event: e})
+	})
+}
+
+// CancelBuild implements BuildService.
+func (f *Front) CancelBuild(ctx context.Context, req *slipwayv1.CancelBuildRequest) (*slipwayv1.CancelBuildResponse, error) {
+	b, err := f.find(ctx, req.Id, tokens.ScopeBuildWrite)
+	if err != nil {
+		return nil, err
+	}
+	if !b.Done() {
+		if err := f.cancel(ctx, b.ID); err != nil {
+			return nil, err
+		}
+		if b, err = f.opts.Records.Get(ctx, b.Org, b.ID); err != nil {
+			return nil, err
+		}
+	}
+	return &slipwayv1.CancelBuildResponse{Build: buildProto(b)}, nil
+}
+
+// cancel takes a build out of the queue, or stops it.
+func (f *Front) cancel(ctx context.Context, id string) error {
+	waiting, err := f.opts.Engine.Remove(ctx, id)
+	switch {
+	case errors.Is(err, fleet.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case waiting:
+		return f.endQueued(ctx, id)
+	}
+	err = f.opts.Engine.Signal(ctx, id, []byte("cancel"))
+	if errors.Is(err, fleet.ErrNoListener) {
+		return nil // it has just ended
+	}
+	return err
+}
+
+// endQueued writes the result of a build that never started.
+func (f *Front) endQueued(ctx context.Context, id string) error {
+	s := f.hub.get(id)
+	if s == nil {
+		return nil
+	}
+	defer f.hub.remove(id)
+	res := failed(id, s.start.App, errCancelled)
+	return finish(ctx, f.opts, s.log, &records.Build{ID: id, App: s.start.App}, res)
+}

@@ -1,0 +1,97 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+)
+
+// grace is how long a build goes on without anybody who watches it.
+const grace = 60 * time.Second
+
+// A hub knows the sessions of this process: the front leaves them there, the
+// worker that gets the job picks them up. It also ends builds that nobody
+// watches any more.
+type hub struct {
+	grace    time.Duration
+	mu       sync.Mutex
+	sessions map[string]*session
+	watchers map[string]int
+	timers   map[string]*time.Timer
+}
+
+func newHub(wait time.Duration) *hub {
+	if wait == 0 {
+		wait = grace
+	}
+	return &hub{grace: wait, sessions: map[string]*session{}, watchers: map[string]int{}, timers: map[string]*time.Timer{}}
+}
+
+func (h *hub) add(s *session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sessions[s.id] = s
+}
+
+func (h *hub) get(id string) *session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sessions[id]
+}
+
+// remove forgets a session whose build has ended.
+func (h *hub) remove(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.sessions, id)
+	delete(h.watchers, id)
+	if t := h.timers[id]; t != nil {
+		t.Stop()
+		delete(h.timers, id)
+	}
+}
+
+// all returns the sessions there are.
+func (h *hub) all() []*session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []*session
+	for _, s := range h.sessions {
+		all = append(all, s)
+	}
+	return all
+}
+
+// watch counts somebody who follows the build. The returned function ends
+// that; when the last one has gone, the build is cancelled after the grace
+// period, unless it is detached.
+func (h *hub) watch(id string) (leave func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.watchers[id]++
+	if t := h.timers[id]; t != nil {
+		t.Stop()
+		delete(h.timers, id)
+	}
+	return sync.OnceFunc(func() { h.unwatch(id) })
+}
+
+func (h *hub) unwatch(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.watchers[id]--; h.watchers[id] > 0 {
+		return
+	}
+	delete(h.watchers, id)
+	s := h.sessions[id]
+	if s == nil || s.start.Detach {
+		return
+	}
+	h.timers[id] = time.AfterFunc(h.grace, func() {
+		s.cancel(&failure.Error{Code: failure.Cancelled, Blame: failure.Net, Retryable: true, Err: context.Canceled,
+			Message: "the client has gone and did not come back",
+			Hint:    "deploy with --detach to let builds go on alone"})
+	})
+}

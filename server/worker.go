@@ -1,0 +1,244 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/slipwayhq/slipway/builder"
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/fleet"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/server/records"
+)
+
+// A Worker takes builds from the queue and runs them.
+type Worker struct {
+	opts Options
+	hub  *hub
+}
+
+var errCancelled = &failure.Error{
+	Code: failure.Cancelled, Blame: failure.User, Retryable: true, Err: context.Canceled,
+	Message: "the build was cancelled", Hint: "finished steps stay cached",
+}
+
+var errStopped = &failure.Error{
+	Code: failure.DaemonStopped, Blame: failure.Builder, Retryable: true,
+	Message: "the daemon stopped while the build ran", Hint: "deploy again: finished steps stay cached, contents that had arrived are kept",
+}
+
+// Run runs up to n builds at a time until ctx ends, then waits for those
+// under way.
+func (w *Worker) Run(ctx context.Context, n int) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	slots := make(chan struct{}, n)
+	for {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		task, err := w.opts.Engine.Next(ctx)
+		if err != nil {
+			<-slots
+			if ctx.Err() != nil || errors.Is(err, fleet.ErrClosed) {
+				return
+			}
+			w.opts.Log.Error("queue", "err", err)
+			if !pause(ctx, time.Second) {
+				return
+			}
+			continue
+		}
+		running.Go(func() {
+			defer func() { <-slots }()
+			w.do(context.WithoutCancel(ctx), task)
+		})
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Stop ends the builds under way, for a daemon that must stop now.
+func (w *Worker) Stop() {
+	for _, s := range w.hub.all() {
+		s.cancel(errStopped)
+	}
+}
+
+// do runs one build to its end and writes its result.
+func (w *Worker) do(ctx context.Context, task *fleet.Task) {
+	b := &records.Build{ID: task.ID, Org: task.Org, App: task.App}
+	s := w.hub.get(task.ID)
+	var res *slipwayv1.Result
+	var log fleet.Log
+	if s == nil || task.Attempt > 1 {
+		// Its client talked to a daemon that is gone.
+		res = failed(task.ID, task.App, errStopped)
+		var err error
+		if log, err = w.opts.Engine.Log(ctx, task.ID); err != nil && !errors.Is(err, fleet.ErrEnded) {
+			w.opts.Log.Error("build log", "build", task.ID, "err", err)
+		}
+	} else {
+		log = s.log
+		defer w.hub.remove(task.ID)
+		res = w.build(s, task)
+	}
+	if err := finish(ctx, w.opts, log, b, res); err != nil {
+		w.opts.Log.Error("end of build", "build", task.ID, "err", err)
+	}
+	if err := task.Done(ctx); err != nil {
+		w.opts.Log.Error("queue", "build", task.ID, "err", err)
+	}
+}
+
+// build runs the build of a session, until it is done or cancelled.
+func (w *Worker) build(s *session, task *fleet.Task) *slipwayv1.Result {
+	now := time.Now()
+	if err := w.opts.Records.Start(s.ctx, task.ID, now.UTC()); err != nil {
+		w.opts.Log.Error("record start", "build", task.ID, "err", err)
+	}
+	var signals sync.WaitGroup
+	done := make(chan struct{})
+	signals.Go(func() {
+		select {
+		case <-task.Signals():
+			s.cancel(errCancelled)
+		case <-done:
+		}
+	})
+	defer signals.Wait()
+	defer close(done)
+	created := createdAt(task.ID)
+	w.opts.Metrics.begin()
+	defer w.opts.Metrics.end()
+	s.detachedNeeds()
+	res := w.opts.Builder.Build(s.ctx, builder.Request{
+		ID: task.ID, Org: task.Org, Created: created, Queued: max(0, now.Sub(created)), Start: s.start,
+	}, s)
+	if s.start.GetContext() != nil {
+		res.Timings.Context = s.contextDone().Milliseconds()
+		res.Context = s.Context()
+	}
+	w.opts.Metrics.Received(res.GetContext())
+	if res.Digest != "" {
+		tag, err := w.opts.Records.TagOf(s.ctx, task.Org, task.App, res.Digest)
+		if err != nil && s.ctx.Err() == nil {
+			w.opts.Log.Warn("same image", "build", task.ID, "err", err)
+		}
+		res.SameAs = tag
+	}
+	return res
+}
+
+// finish writes a result to the record and to the log, and ends the log.
+func finish(ctx context.Context, o Options, log fleet.Log, b *records.Build, res *slipwayv1.Result) error {
+	err := o.Records.End(ctx, ended(b, res))
+	if log == nil {
+		return err
+	}
+	event := &slipwayv1.Event{Time: timestamppb.Now(), Event: &slipwayv1.Event_Result{Result: res}}
+	raw, marshalErr := proto.Marshal(event)
+	if marshalErr == nil {
+		_, marshalErr = log.Append(raw)
+	}
+	return errors.Join(err, marshalErr, log.End(ctx), log.Close(ctx))
+}
+
+// Recover ends the builds that a daemon before this one left unfinished and
+// that the queue does not know any more.
+func (w *Worker) Recover(ctx context.Context) error {
+	left, err := w.opts.Records.Unfinished(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, b := range left {
+		res := failed(b.ID, b.App, errStopped)
+		errs = append(errs, w.opts.Records.End(ctx, ended(b, res)))
+		log, err := w.opts.Engine.Log(ctx, b.ID)
+		if errors.Is(err, fleet.ErrEnded) {
+			continue
+		}
+		if err == nil {
+			err = finish(ctx, w.opts, log, b, res)
+		}
+		errs = append(errs, err)
+		w.opts.Log.Warn("build was left unfinished", "build", b.ID, "app", b.App)
+	}
+	return errors.Join(errs...)
+}
+
+// failed is the result of a build that no builder ran.
+func failed(id, app string, e *failure.Error) *slipwayv1.Result {
+	res := &slipwayv1.Result{
+		BuildId: id, App: app, Status: slipwayv1.ResultStatus_RESULT_STATUS_FAILED,
+		Error: builder.Proto(e), Timings: &slipwayv1.Timings{},
+	}
+	if e.Code == failure.Cancelled {
+		res.Status = slipwayv1.ResultStatus_RESULT_STATUS_CANCELLED
+	}
+	return res
+}
+
+var ends = map[slipwayv1.ResultStatus]string{
+	slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED: records.Succeeded,
+	slipwayv1.ResultStatus_RESULT_STATUS_FAILED:    records.Failed,
+	slipwayv1.ResultStatus_RESULT_STATUS_CANCELLED: records.Cancelled,
+}
+
+// ended is b as its result leaves it.
+func ended(b *records.Build, res *slipwayv1.Result) records.Build {
+	out := *b
+	out.Status, out.Ended, out.Digest = ends[res.Status], time.Now().UTC(), res.Digest
+	if i := strings.LastIndexByte(res.Image, ':'); i >= 0 {
+		out.Tag = res.Image[i+1:]
+	}
+	// A result is plain data; encoding it cannot fail.
+	out.Result, _ = proto.Marshal(res)
+	return out
+}
+
+var statuses = map[string]slipwayv1.BuildStatus{
+	records.Queued:    slipwayv1.BuildStatus_BUILD_STATUS_QUEUED,
+	records.Running:   slipwayv1.BuildStatus_BUILD_STATUS_RUNNING,
+	records.Succeeded: slipwayv1.BuildStatus_BUILD_STATUS_SUCCEEDED,
+	records.Failed:    slipwayv1.BuildStatus_BUILD_STATUS_FAILED,
+	records.Cancelled: slipwayv1.BuildStatus_BUILD_STATUS_CANCELLED,
+}
+
+func buildProto(b *records.Build) *slipwayv1.Build {
+	out := &slipwayv1.Build{
+		Id: b.ID, Org: b.Org, App: b.App, Status: statuses[b.Status], CreatedBy: b.CreatedBy,
+		Pipeline: slipwayv1.Pipeline(slipwayv1.Pipeline_value[b.Pipeline]), Created: timestamppb.New(b.Created),
+	}
+	if !b.Started.IsZero() {
+		out.Started = timestamppb.New(b.Started)
+	}
+	if !b.Ended.IsZero() {
+		out.Ended = timestamppb.New(b.Ended)
+		out.Duration = durationpb.New(b.Ended.Sub(b.Created))
+	}
+	res := &slipwayv1.Result{}
+	if len(b.Result) > 0 && proto.Unmarshal(b.Result, res) == nil {
+		out.Result = res
+	}
+	return out
+}
