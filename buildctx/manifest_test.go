@@ -207,7 +207,15 @@ func TestFromProtoBounds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bomb := enc.EncodeAll(make([]byte, 64<<20), nil)
+	var all slipwayv1.ManifestEntries // a part that has nothing wrong but its length
+	for i := range 60_000 {
+		all.Entries = append(all.Entries, &slipwayv1.ManifestEntry{Path: fmt.Appendf(nil, "a directory with a long name %06d", i), Type: 2})
+	}
+	raw, err := proto.Marshal(&all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bomb := enc.EncodeAll(raw, nil)
 	for name, part := range map[string]*slipwayv1.ManifestPart{
 		"bomb":       {Entries: bomb, Last: true},
 		"not zstd":   {Entries: []byte("hello"), Last: true},

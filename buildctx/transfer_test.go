@@ -268,6 +268,15 @@ func TestReceiveRefuses(t *testing.T) {
 			f[last].Data, f[last].Size = []byte("x"), 1
 			return f
 		}, buildctx.ErrProtocol},
+		"longer content": {plain, func(f []*slipwayv1.ContentFrame) []*slipwayv1.ContentFrame {
+			f[last-1].Data, f[last-1].Size = append(f[last-1].Data, 'x'), f[last-1].Size+1
+			return f
+		}, buildctx.ErrProtocol},
+		"zstd shorter, sum right": {packed, func(f []*slipwayv1.ContentFrame) []*slipwayv1.ContentFrame {
+			f[1].Size++ // and the last piece, of seven bytes, has one less
+			f[3].Codec, f[3].Data, f[3].Size = slipwayv1.Codec_CODEC_NONE, make([]byte, 6), 6
+			return f
+		}, buildctx.ErrProtocol},
 		"other want": {plain, func(f []*slipwayv1.ContentFrame) []*slipwayv1.ContentFrame { f[1].WantId++; return f }, buildctx.ErrProtocol},
 		"no codec":   {plain, func(f []*slipwayv1.ContentFrame) []*slipwayv1.ContentFrame { f[0].Codec = 0; return f }, buildctx.ErrProtocol},
 		"oversize":   {plain, func(f []*slipwayv1.ContentFrame) []*slipwayv1.ContentFrame { f[0].Size = 4*mib + 1; return f }, buildctx.ErrProtocol},

@@ -3,8 +3,13 @@ package pushd_test
 import (
 	"context"
 	"errors"
+	"io"
+	"log"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -416,13 +421,17 @@ func TestProbe(t *testing.T) {
 }
 
 func TestUnreachable(t *testing.T) {
-	g := newRegistry(t)
 	synctest.Test(t, func(t *testing.T) {
-		g.start(t)
-		delete(g.network.hosts, host)
-		err := g.target(t, nil).Probe(t.Context())
+		refused := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+			return nil, syscall.ECONNREFUSED
+		}}
+		target, err := pushd.NewHTTP("https://"+host+"/"+repo, &pushd.HTTPOptions{Transport: refused})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = target.Probe(t.Context())
 		var e *pushd.Error
-		if !errors.Is(err, pushd.ErrUnavailable) || !errors.As(err, &e) || e.Host != host || e.Status != 0 {
+		if !errors.Is(err, pushd.ErrUnavailable) || !errors.As(err, &e) || e.Host != host || e.Status != 0 || !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("Probe: %v", err)
 		}
 	})
@@ -643,5 +652,47 @@ func TestNewHTTP(t *testing.T) {
 		if (err == nil) != (want != "") || err == nil && h.Name() != want {
 			t.Errorf("NewHTTP(%q): %v, want %q", in, err, want)
 		}
+	}
+}
+
+func TestHTTPS(t *testing.T) {
+	g := newRegistry(t)
+	server := httptest.NewTLSServer(g.app)
+	defer server.Close()
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	data := targettest.Noise(1000, 1)
+
+	target, err := pushd.NewHTTP(server.URL+"/"+repo, &pushd.HTTPOptions{Transport: server.Client().Transport})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := target.Upload(t.Context(), described(data), pushd.Bytes(data), pushd.Ignore()); err != nil {
+		t.Fatal(err)
+	}
+	g.mustHave(t, data)
+
+	// A certificate that nobody vouches for is final, not tried again.
+	strict := pushd.NewTransport()
+	defer strict.CloseIdleConnections()
+	w := &watcher{}
+	target, _ = pushd.NewHTTP(server.URL+"/"+repo, &pushd.HTTPOptions{Transport: strict})
+	if _, err := target.Exists(t.Context(), described(data), w); !errors.Is(err, pushd.ErrUnavailable) || len(w.retries) != 0 {
+		t.Errorf("Exists: %v after %d retries", err, len(w.retries))
+	}
+}
+
+// A registry on a loopback address may speak plain HTTP without being told.
+func TestPlainHTTPIsFound(t *testing.T) {
+	g := newRegistry(t)
+	server := httptest.NewServer(g.app)
+	defer server.Close()
+	tr := pushd.NewTransport()
+	defer tr.CloseIdleConnections()
+	target, err := pushd.NewHTTP(strings.TrimPrefix(server.URL, "http://")+"/"+repo, &pushd.HTTPOptions{Transport: tr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := target.Probe(t.Context()); err != nil {
+		t.Errorf("Probe: %v", err)
 	}
 }

@@ -225,13 +225,38 @@ func (f *Front) hear(ctx context.Context, s *session, m *slipwayv1.BuildRequest)
 	return nil
 }
 
-// positions logs the build's place in the queue as it changes.
+// patience is how long a build may wait before its client hears of a queue.
+const patience = 300 * time.Millisecond
+
+// positions logs the build's place in the queue as it changes, once it has
+// waited for a moment.
 func (f *Front) positions(ctx context.Context, s *session) {
-	for at, err := range f.opts.Engine.Positions(ctx, s.id) {
-		if err != nil || at == 0 {
+	var mu sync.Mutex
+	var at int
+	var open bool
+	tell := func() {
+		if open && at > 0 {
+			s.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Queued{Queued: &slipwayv1.Queued{Position: uint32(at)}}})
+		}
+	}
+	timer := time.AfterFunc(patience, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		open = true
+		tell()
+	})
+	defer timer.Stop()
+	for now, err := range f.opts.Engine.Positions(ctx, s.id) {
+		mu.Lock()
+		at = now
+		if err != nil {
+			at = 0
+		}
+		tell()
+		mu.Unlock()
+		if now == 0 {
 			return
 		}
-		s.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Queued{Queued: &slipwayv1.Queued{Position: uint32(at)}}})
 	}
 }
 

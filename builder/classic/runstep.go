@@ -109,6 +109,7 @@ type process struct {
 	sandbox sandbox.Process
 	upper   string
 	below   *node
+	ledger  *limits.Ledger // of the image below; made when it is needed
 }
 
 // run prepares a snapshot, runs the process in it and commits it.
@@ -176,16 +177,43 @@ func (p *process) watch(ctx context.Context) error {
 		case <-timer.C:
 		}
 		begun := time.Now()
-		below := p.below.counted()
-		used, at, err := rootfs.Usage(ctx, p.upper, most-below)
-		if err != nil && ctx.Err() == nil {
-			p.stage.build.opts.Log.Debug("watch", "upper", p.upper, "err", err)
-		}
-		if below+used > most {
-			return &limits.SizeError{Report: limits.Report{Total: below + used, Max: most, Path: at}}
+		if err := p.measure(ctx, most); err != nil {
+			return err
 		}
 		timer.Reset(max(wait, 10*time.Since(begun)))
 	}
+}
+
+// measure reports a *limits.SizeError when the process has written past the
+// limit. A rewrite of what the image has already is counted as such, where
+// the layers below have been counted.
+func (p *process) measure(ctx context.Context, most int64) error {
+	below := p.below.counted()
+	used, at, err := rootfs.Usage(ctx, p.upper, most-below)
+	if err == nil && below+used > most && p.below.isMade() && p.below.err == nil {
+		used, at, err = p.growth(ctx)
+	}
+	if err != nil {
+		// The process changes what is being read; the layer's own pass counts
+		// exactly in the end.
+		return nil
+	}
+	if below+used > most {
+		return &limits.SizeError{Report: limits.Report{Total: below + used, Max: most, Path: at}}
+	}
+	return nil
+}
+
+// growth is what the process adds to the image below it.
+func (p *process) growth(ctx context.Context) (int64, string, error) {
+	if p.ledger == nil {
+		ledger, err := p.stage.build.charged(ctx, p.below.layers())
+		if err != nil {
+			return 0, "", err
+		}
+		p.ledger = ledger
+	}
+	return rootfs.Growth(ctx, p.upper, p.ledger.Held)
 }
 
 // counted is what is known of the unpacked size: a lower bound while layers

@@ -298,6 +298,9 @@ func (s *stage) run(ctx, steps context.Context) error {
 
 // step runs one instruction and tells the client.
 func (s *stage) step(ctx, steps context.Context, st *step) error {
+	if err := s.await(steps, st); err != nil {
+		return err
+	}
 	emit := s.build.job.Session.Emit
 	begun := time.Now()
 	emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepStarted{StepStarted: &slipwayv1.StepStarted{Step: st.id}}})
@@ -317,6 +320,23 @@ func (s *stage) step(ctx, steps context.Context, st *step) error {
 		o.StepCached(done.Cached)
 	}
 	emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepDone{StepDone: done}})
+	return err
+}
+
+// await waits for the stage that a step stands on or copies from, so that the
+// time it takes is not the step's.
+func (s *stage) await(ctx context.Context, st *step) error {
+	dep := s.from
+	if st.number > 1 {
+		dep = nil
+		if cmd, ok := st.cmd.(*instructions.CopyCommand); ok && cmd.From != "" {
+			dep = s.build.stageNamed(cmd.From, s.index)
+		}
+	}
+	if dep == nil {
+		return nil
+	}
+	_, err := dep.result(ctx)
 	return err
 }
 

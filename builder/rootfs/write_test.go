@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -150,36 +151,34 @@ func TestUsageStops(t *testing.T) {
 	}
 }
 
-// TestUsageWhileOthersWrite walks a tree that is torn down and built up.
+// TestUsageWhileOthersWrite walks directories that are exchanged with links to
+// one outside.
 func TestUsageWhileOthersWrite(t *testing.T) {
-	upper := t.TempDir()
-	stop, done := make(chan struct{}), make(chan struct{})
+	upper, outside := t.TempDir(), t.TempDir()
+	sh(t, outside, "truncate -s 1T large")
+	sh(t, upper, "for i in 1 2 3 4 5 6 7 8; do mkdir -p d$i/e; ln -s "+outside+" l$i; done")
+	stop, done := make(chan struct{}), make(chan error, 1)
 	go func() {
-		defer close(done)
 		for i := 0; ; i++ {
 			select {
 			case <-stop:
+				done <- nil
 				return
 			default:
 			}
-			d := filepath.Join(upper, "d", string(rune('a'+i%20)))
-			if i%40 < 20 {
-				_ = os.MkdirAll(filepath.Join(d, "e"), 0o755)
-				_ = os.Symlink("/", filepath.Join(d, "e", "root"))
-			} else {
-				_ = os.RemoveAll(d)
-				_ = os.Symlink("/", d)
-				_ = os.Remove(d)
+			d, l := filepath.Join(upper, "d"+strconv.Itoa(i%8+1)), filepath.Join(upper, "l"+strconv.Itoa(i%8+1))
+			if err := unix.Renameat2(unix.AT_FDCWD, d, unix.AT_FDCWD, l, unix.RENAME_EXCHANGE); err != nil {
+				done <- err
+				return
 			}
 		}
 	}()
-	for range 300 {
-		n, _, err := rootfs.Usage(t.Context(), upper, -1)
-		if err != nil || n > 1<<20 {
-			t.Errorf("usage %d, %v", n, err)
+	for range 4000 {
+		if n, path, err := rootfs.Usage(t.Context(), upper, -1); err != nil || n > 1<<20 {
+			t.Errorf("usage %d, %s, %v", n, path, err)
 			break
 		}
 	}
 	close(stop)
-	<-done
+	must(t, <-done)
 }

@@ -30,9 +30,9 @@ func (r *Runner) execute(ctx context.Context, p *Process, s *bundle) (int, error
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), r.runc, "--root", r.runcDir, "--log", logFile, "--log-format", "json",
 		"run", "--bundle", s.dir, "--pid-file", pidFile, p.ID)
 	cmd.Env = runtimeEnv
-	cmd.Stdout, cmd.Stderr = outputs(p.Stdout, p.Stderr, pidFile, cancel)
+	cmd.Stdout, cmd.Stderr = outputs(ctx, cancel, p.Stdout, p.Stderr, pidFile)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	cmd.WaitDelay = 5 * time.Second // if something outside the container got hold of the output
+	cmd.WaitDelay = time.Minute // should something outside the container have got hold of the output
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}

@@ -12,6 +12,7 @@ import (
 // The entries of an init directory, parents first.
 var (
 	initDirs  = []string{"etc", "dev", "dev/pts", "dev/shm", "proc", "sys"}
+	imageDirs = []string{"etc", "dev", "proc", "sys"} // to look as in the image
 	initFiles = []string{".dockerenv", "etc/resolv.conf", "etc/hosts", "etc/hostname", "dev/console"}
 )
 
@@ -38,21 +39,23 @@ func makeInit(dir string, image stack) error {
 	if err := os.Symlink("/proc/mounts", filepath.Join(dir, "etc/mtab")); err != nil {
 		return err
 	}
-	for _, name := range initDirs {
-		src, st, ok := image.lookup(name)
-		if !ok || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			continue
-		}
-		if err := copyAttributes(filepath.Join(dir, name), src, &st); err != nil {
-			return err
+	for _, name := range imageDirs {
+		if like, ok := image.dir(name); ok {
+			if err := copyAttributes(filepath.Join(dir, name), like); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
 // copyAttributes gives the directory dst owner, mode, extended attributes and
-// times of src, which st describes.
-func copyAttributes(dst, src string, st *unix.Stat_t) error {
+// times of the directory src.
+func copyAttributes(dst, src string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(src, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: src, Err: err}
+	}
 	if err := os.Lchown(dst, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ type network struct {
 	id   string
 	opts *Options
 	log  *slog.Logger
-	lock net.Listener // held while the network may exist
+	lock net.PacketConn // open while the network may exist
 
 	mu     sync.Mutex // held while starting and closing
 	up     bool
@@ -66,12 +66,15 @@ func (n *network) bridge() string { return bridgePrefix + n.id }
 // namespace, until it closes or dies.
 func (n *network) claim(ctx context.Context) error {
 	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", ownerSocket(n.id))
+	lock, err := lc.ListenPacket(ctx, "unixgram", ownerSocket(n.id))
 	if errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("%w: %s", ErrInUse, n.opts.Root)
 	}
-	n.lock = l
-	return err
+	if err != nil {
+		return err
+	}
+	n.lock = lock
+	return nil
 }
 
 // ownerSocket is an abstract socket that is open while the owner of a network
@@ -79,7 +82,7 @@ func (n *network) claim(ctx context.Context) error {
 func ownerSocket(id string) string { return "@slipway-sandbox-" + id }
 
 func hasOwner(id string) bool {
-	c, err := net.Dial("unix", ownerSocket(id))
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: ownerSocket(id)})
 	if err != nil {
 		return false
 	}

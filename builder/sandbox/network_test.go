@@ -108,10 +108,10 @@ func needInternet(t *testing.T) {
 func TestEgress(t *testing.T) {
 	r := newRunner(t, sandbox.Options{})
 	needInternet(t)
-	p := step(t, "wget -q -O - http://"+outside+"/debian/dists/stable/Release | grep -c ^Origin")
+	p := step(t, "wget -T 10 -q -O - http://"+outside+"/debian/dists/stable/Release | grep -c ^Origin")
 	want(t, r, p, "1")
 
-	host := step(t, "wget -q -O - http://"+outside+"/debian/dists/stable/Release | grep -c ^Origin")
+	host := step(t, "wget -T 10 -q -O - http://"+outside+"/debian/dists/stable/Release | grep -c ^Origin")
 	host.Network = sandbox.Host
 	want(t, r, host, "1")
 }

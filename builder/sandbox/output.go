@@ -9,12 +9,12 @@ import (
 
 // outputs returns the writers that get a process's output for stdout and
 // stderr. They are the same if those are: what is written then keeps its order.
-func outputs(stdout, stderr io.Writer, pidFile string, cancel context.CancelCauseFunc) (io.Writer, io.Writer) {
-	out := &output{w: stdout, pidFile: pidFile, cancel: cancel}
+func outputs(ctx context.Context, cancel context.CancelCauseFunc, stdout, stderr io.Writer, pidFile string) (io.Writer, io.Writer) {
+	out := &output{w: stdout, pidFile: pidFile, stopped: ctx.Done(), cancel: cancel}
 	if same(stdout, stderr) {
 		return out, out
 	}
-	return out, &output{w: stderr, pidFile: pidFile, cancel: cancel}
+	return out, &output{w: stderr, pidFile: pidFile, stopped: ctx.Done(), cancel: cancel}
 }
 
 func same(a, b io.Writer) (equal bool) {
@@ -27,13 +27,13 @@ func same(a, b io.Writer) (equal bool) {
 }
 
 // An output passes on what a process writes. It stops the process when that
-// fails, and keeps reading so that the process does not notice first.
+// fails, and reads on to the end so that the process does not notice first.
 type output struct {
 	w       io.Writer
 	pidFile string
+	stopped <-chan struct{} // nobody wants more
 	cancel  context.CancelCauseFunc
 	started atomic.Bool
-	failed  atomic.Bool
 }
 
 // The runtime prints why it could not start a process where the process would
@@ -47,7 +47,12 @@ func (o *output) Write(p []byte) (int, error) {
 		}
 		o.started.Store(true)
 	}
-	if o.w == nil || o.failed.Load() {
+	select {
+	case <-o.stopped:
+		return len(p), nil
+	default:
+	}
+	if o.w == nil {
 		return len(p), nil
 	}
 	n, err := o.w.Write(p)
@@ -55,7 +60,6 @@ func (o *output) Write(p []byte) (int, error) {
 		err = io.ErrShortWrite
 	}
 	if err != nil {
-		o.failed.Store(true)
 		o.cancel(err)
 	}
 	return len(p), nil

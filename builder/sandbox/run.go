@@ -48,7 +48,8 @@ type Process struct {
 
 	// Stdout and Stderr get the output as it comes. Nil discards it. They are
 	// called from different goroutines unless they are the same. An error stops
-	// the process, and Run returns it.
+	// the process, and Run returns it. A Write that blocks makes the process
+	// wait, and Run too.
 	Stdout, Stderr io.Writer
 
 	// Volumes are directories whose changes are discarded. Directories made for

@@ -3,6 +3,7 @@ package sandbox_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/slipwayhq/slipway/builder/sandbox"
+	"golang.org/x/sys/unix"
 )
 
 // running calls do once the process of p printed its first line.
@@ -179,6 +181,8 @@ func TestSweep(t *testing.T) {
 			t.Fatal("the killed daemon left no process: this test shows nothing")
 		}
 	}
+	killRuntime(t, state)
+
 	r, err := sandbox.New(t.Context(), sandbox.Options{Root: state, Network: sandbox.None})
 	if err != nil {
 		t.Fatal(err)
@@ -198,6 +202,28 @@ func TestSweep(t *testing.T) {
 		t.Error(err)
 	}
 	wantNothingLeft(t, state)
+}
+
+// killRuntime kills the runtime that waits for the victim, as a service manager
+// would, so that it cannot clean up.
+func killRuntime(t *testing.T, state string) {
+	t.Helper()
+	pid, err := os.ReadFile(filepath.Join(state, "run/victim/pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile("/proc/" + string(pid) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var self, parent int
+	var name, status string
+	if _, err := fmt.Sscan(string(stat), &self, &name, &status, &parent); err != nil || parent <= 1 {
+		t.Fatal(parent, err)
+	}
+	if err := unix.Kill(parent, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // processes reports whether a process sleeps for that many seconds.

@@ -100,7 +100,7 @@ func makeVolume(dir, rootfs, target string) (volume, error) {
 			return volume{}, err
 		}
 	}
-	if err := copyAttributes(v.overlay.upper, image, &st); err != nil {
+	if err := copyAttributes(v.overlay.upper, image); err != nil {
 		return volume{}, err
 	}
 	return v, v.overlay.mount(v.source)

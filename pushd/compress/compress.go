@@ -54,7 +54,7 @@ const (
 
 const (
 	memberSize = 1 << 20
-	maxMemory  = 56 << 20 // of buffers and tables, on any machine
+	maxMemory  = 44 << 20 // of buffers and tables, on any machine
 )
 
 // Options says how to compress. The zero value means gzip at its default
@@ -62,7 +62,7 @@ const (
 type Options struct {
 	Type     Type // "" means Gzip
 	Level    int  // gzip 1 to 9, zstd 1 to 22; 0 means the type's default
-	Parallel int  // members compressed at once; 0 means GOMAXPROCS; memory bounds it to about 12, less at high levels
+	Parallel int  // members compressed at once; 0 means GOMAXPROCS; memory bounds it to about 9, less at high levels
 }
 
 // parallel returns how many goroutines compress, each with tables and about

@@ -91,7 +91,7 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func TestSameInputSameBytes(t *testing.T) {
-	data := text(5<<20 + 3)
+	data := text(3<<20 + 3)
 	for _, typ := range types {
 		for _, level := range []int{1, 6} {
 			want := pack(t, compress.Options{Type: typ, Level: level, Parallel: 1}, data, len(data))

@@ -45,7 +45,7 @@ func (o *observed) event(ev *slipwayv1.Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if seq := ev.GetSeq(); seq != 0 {
-		if false {
+		if seq <= o.seq {
 			return
 		}
 		o.seq = seq
@@ -74,5 +74,5 @@ func (o *observed) build() string {
 func (o *observed) next() uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.seq
+	return o.seq + 1
 }

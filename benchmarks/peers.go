@@ -1,0 +1,3 @@
+// placeholder
+package main
+func main(){}
