@@ -93,6 +93,9 @@ func (d *deployment) deploy(ctx context.Context) (*slipwayv1.Result, error) {
 	d.show.Begin(d.header(src))
 	if src != nil {
 		defer src.Close()
+		if conn.Address.Loopback() {
+			src.options.Compress = buildctx.CompressNever
+		}
 		d.warnAboutSize(src)
 		job.Context = src
 	}
@@ -164,12 +167,15 @@ func (d *deployment) prepare(ctx context.Context, c *client.Client) (*source, er
 }
 
 // source is a scanned context as a build sends it.
-type source struct{ *buildctx.Dir }
+type source struct {
+	*buildctx.Dir
+	options buildctx.SenderOptions
+}
 
 // Send implements [client.Context]. A sender serves one want at a time, so each
 // want gets its own.
 func (s source) Send(ctx context.Context, w *slipwayv1.Want, emit func(*slipwayv1.ContentFrame) error) error {
-	return buildctx.NewSender(s.Manifest, s.Dir, nil).Send(ctx, w, emit)
+	return buildctx.NewSender(s.Manifest, s.Dir, &s.options).Send(ctx, w, emit)
 }
 
 func (d *deployment) scan(ctx context.Context) (*source, error) {
@@ -191,7 +197,7 @@ func (d *deployment) scan(ctx context.Context) (*source, error) {
 		Entries: uint64(len(dir.Entries)), Files: uint64(dir.Files()), Bytes: uint64(dir.Bytes()),
 		IgnoreFile: dir.IgnoreFile, IgnorePatterns: uint32(dir.IgnorePatterns),
 	}
-	return &source{dir}, nil
+	return &source{Dir: dir}, nil
 }
 
 // scanError says that a context cannot be read, in the terms of the daemon.

@@ -50,6 +50,7 @@ func command() *cobra.Command {
 func run(ctx context.Context, c *config) error {
 	log := c.logger()
 	slog.SetDefault(log)
+	routeLogrus(log)
 	unlock, err := lockRoot(c.root)
 	if err != nil {
 		return err

@@ -1,3 +1,0 @@
-// placeholder
-package main
-func main(){}
