@@ -40,8 +40,8 @@ type Session interface {
 	Manifest(ctx context.Context) (*buildctx.Manifest, error)
 
 	// Need returns when the store has the contents of the manifest's
-	// entries at these indices.
-	Need(ctx context.Context, entries []int) error
+	// entries at these indices; they travel group by group.
+	Need(ctx context.Context, groups ...[]int) error
 
 	// Credentials asks the client for a registry's credentials. None is the
 	// zero value.

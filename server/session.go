@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,8 +32,9 @@ type session struct {
 	alert  func(error)             // is told of events that cannot be logged
 
 	decoder  *buildctx.ManifestDecoder
-	manifest chan struct{} // closed when it is complete, or never will be
+	manifest chan struct{} // closed when it is complete
 	m        *buildctx.Manifest
+	fetching chan struct{} // a slot for the want under way
 
 	mu       sync.Mutex
 	gone     error // why the client is not there any more
@@ -40,7 +42,9 @@ type session struct {
 	lastID   uint64
 	asks     map[uint64]chan *slipwayv1.Answer
 	wants    map[uint64]*want
-	known    map[string]authn.AuthConfig // credentials by host
+	known    map[string]*credentials // by host
+	flights  map[uint32]*want // by the entry that stands for a content on its way
+	landed   uint64           // wants that have ended
 	progress slipwayv1.ContextProgress
 	waiting  int           // Needs under way
 	since    time.Time     // when waiting became positive
@@ -48,20 +52,21 @@ type session struct {
 	told     bool          // the context phase has been reported as done
 }
 
-// A want is one request for contents under way.
-type want struct {
-	frames   chan *slipwayv1.ContentFrame
-	receiver *buildctx.Receiver
-	done     chan struct{} // closed when nobody takes frames any more
+// credentials are what the client said about a registry. They stay in memory:
+// no event, no log and no error holds them.
+type credentials struct {
+	known chan struct{} // closed when the rest is set
+	cfg   authn.AuthConfig
+	err   error
 }
 
 func newSession(id string, start *slipwayv1.Start, cache *layercache.Cache, log fleet.Log) *session {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	return &session{
 		id: id, start: start, cache: cache, log: log, ctx: ctx, cancel: cancel,
-		decoder: buildctx.NewManifestDecoder(nil), manifest: make(chan struct{}), lost: make(chan struct{}),
-		asks: map[uint64]chan *slipwayv1.Answer{}, wants: map[uint64]*want{}, known: map[string]authn.AuthConfig{},
-		since: time.Now(),
+		decoder: buildctx.NewManifestDecoder(nil), manifest: make(chan struct{}), fetching: make(chan struct{}, 1), lost: make(chan struct{}),
+		asks: map[uint64]chan *slipwayv1.Answer{}, wants: map[uint64]*want{}, flights: map[uint32]*want{},
+		known: map[string]*credentials{}, since: time.Now(),
 	}
 }
 
@@ -95,7 +100,7 @@ func (s *session) Emit(e *slipwayv1.Event) {
 	if err == nil {
 		_, err = s.log.Append(raw)
 	}
-	if err != nil && s.alert != nil {
+	if err != nil && !errors.Is(err, fleet.ErrEnded) && s.alert != nil {
 		s.alert(err)
 	}
 }
@@ -124,40 +129,72 @@ func (s *session) addManifest(part *slipwayv1.ManifestPart) error {
 
 // Manifest implements builder.Session.
 func (s *session) Manifest(ctx context.Context) (*buildctx.Manifest, error) {
+	err := s.await(ctx, s.manifest)
+	if err != nil {
+		return nil, err
+	}
+	return s.m, nil
+}
+
+// await waits for the client to bring something about. What is there counts
+// also after the client has gone.
+func (s *session) await(ctx context.Context, there <-chan struct{}) (err error) {
 	select {
-	case <-s.manifest:
-		return s.m, nil
-	default:
+	case <-there:
+		return nil
+	case <-s.lost:
+		err = s.lostCause()
+	case <-ctx.Done():
+		err = context.Cause(ctx)
 	}
 	select {
-	case <-s.manifest:
-		return s.m, nil
-	case <-s.lost:
-		return nil, s.lostCause()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	case <-there:
+		return nil
+	default:
+		return err
 	}
 }
 
-// Credentials implements builder.Session.
+// Credentials implements builder.Session. The client is asked once for a
+// host, however many want to know.
 func (s *session) Credentials(ctx context.Context, host string) (authn.AuthConfig, error) {
 	s.mu.Lock()
-	cfg, ok := s.known[host]
-	s.mu.Unlock()
-	if ok {
-		return cfg, nil
+	c, asked := s.known[host]
+	if !asked {
+		c = &credentials{known: make(chan struct{})}
+		s.known[host] = c
 	}
+	s.mu.Unlock()
+	if asked {
+		select {
+		case <-c.known:
+		case <-ctx.Done():
+			return authn.AuthConfig{}, context.Cause(ctx)
+		}
+		if c.err == nil || context.Cause(ctx) != nil || s.lostCause() != nil {
+			return c.cfg, c.err
+		}
+		return s.Credentials(ctx, host) // whoever asked gave up
+	}
+	c.cfg, c.err = s.credentials(ctx, host)
+	if c.err != nil {
+		s.mu.Lock()
+		delete(s.known, host)
+		s.mu.Unlock()
+	}
+	close(c.known)
+	return c.cfg, c.err
+}
+
+func (s *session) credentials(ctx context.Context, host string) (authn.AuthConfig, error) {
 	a, err := s.ask(ctx, &slipwayv1.Ask{Question: &slipwayv1.Ask_Registry{Registry: host}})
 	if err != nil {
-		return cfg, err
+		return authn.AuthConfig{}, err
 	}
-	if c := a.GetCredentials(); c != nil {
-		cfg = authn.AuthConfig{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken}
-	}
-	s.mu.Lock()
-	s.known[host] = cfg
-	s.mu.Unlock()
-	return cfg, nil
+	c := a.GetCredentials()
+	return authn.AuthConfig{
+		Username: c.GetUsername(), Password: c.GetPassword(), IdentityToken: c.GetIdentityToken(), RegistryToken: c.GetRegistryToken(),
+	}, nil
 }
 
 // ask puts a question to the client and waits for the answer.
@@ -180,168 +217,26 @@ func (s *session) ask(ctx context.Context, q *slipwayv1.Ask) (*slipwayv1.Answer,
 	case a := <-reply:
 		return a, nil
 	case <-s.lost:
-		return nil, s.lostCause()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	}
+	select {
+	case a := <-reply: // its last word
+		return a, nil
+	default:
+		return nil, s.lostCause()
 	}
 }
 
 // answer hands an answer to whoever asked.
 func (s *session) answer(a *slipwayv1.Answer) {
 	s.mu.Lock()
-	reply := s.asks[a.AskId]
-	delete(s.asks, a.AskId)
+	reply := s.asks[a.GetAskId()]
+	delete(s.asks, a.GetAskId())
 	s.mu.Unlock()
 	if reply != nil {
 		reply <- a
 	}
-}
-
-// Need implements builder.Session.
-func (s *session) Need(ctx context.Context, entries []int) error {
-	if len(entries) == 0 {
-		return nil
-	}
-	m, err := s.Manifest(ctx)
-	if err != nil {
-		return err
-	}
-	s.enter()
-	defer s.exit()
-	store := &contents{Contents: s.cache.Contents().For(s.start.App)}
-	missing, err := buildctx.Needs(ctx, m, entries, store)
-	if err != nil || len(missing) == 0 {
-		return err
-	}
-	return s.fetch(ctx, m, missing, store)
-}
-
-// fetch has the client send the contents of entries and stores them. What
-// another Need fetches at the same time is fetched twice at worst; the store
-// keeps it once.
-func (s *session) fetch(ctx context.Context, m *buildctx.Manifest, entries []uint32, store *contents) error {
-	s.mu.Lock()
-	s.lastID++
-	ask := &slipwayv1.Want{Id: s.lastID, Entries: entries}
-	s.mu.Unlock()
-	receiver, err := buildctx.NewReceiver(m, ask, store, nil)
-	if err != nil {
-		return err
-	}
-	w := &want{frames: make(chan *slipwayv1.ContentFrame), receiver: receiver, done: make(chan struct{})}
-	s.open(m, ask, w)
-	defer s.close(ask.Id, w)
-	if err := s.send(&slipwayv1.BuildResponse{Message: &slipwayv1.BuildResponse_Want{Want: ask}}); err != nil {
-		return errClientLost
-	}
-	store.writer = store.Writer(ctx)
-	stop := s.report(w)
-	err = receiver.Receive(ctx, func(ctx context.Context) (*slipwayv1.ContentFrame, error) {
-		select {
-		case f := <-w.frames:
-			return f, nil
-		case <-s.lost:
-			return nil, s.lostCause()
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	})
-	stop()
-	// What has arrived is kept, whatever happened to the rest.
-	flushErr := store.writer.Flush(context.WithoutCancel(ctx))
-	if err == nil {
-		err = flushErr
-	}
-	return contentFailure(err)
-}
-
-func contentFailure(err error) error {
-	var known *failure.Error
-	if err == nil || errors.As(err, &known) {
-		return err
-	}
-	switch {
-	case errors.Is(err, buildctx.ErrSource):
-		return &failure.Error{Code: failure.ContextChanged, Phase: failure.Context, Blame: failure.User, Retryable: true, Message: err.Error(), Err: err,
-			Hint: "deploy again when nothing writes to the context, or add the file to .dockerignore"}
-	case errors.Is(err, buildctx.ErrProtocol), errors.Is(err, buildctx.ErrDigest), errors.Is(err, layercache.ErrDigest):
-		return &failure.Error{Code: failure.ContextInvalid, Phase: failure.Context, Blame: failure.User, Retryable: true, Message: err.Error(), Err: err,
-			Hint: "update the client and deploy again"}
-	}
-	return err
-}
-
-func (s *session) open(m *buildctx.Manifest, ask *slipwayv1.Want, w *want) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.wants[ask.Id] = w
-	for _, i := range ask.Entries {
-		s.progress.WantedFiles++
-		s.progress.WantedBytes += uint64(m.Entries[i].Size)
-	}
-}
-
-func (s *session) close(id uint64, w *want) {
-	close(w.done)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.wants, id)
-	p := w.receiver.Progress()
-	s.progress.SentFiles += uint64(p.Files)
-	s.progress.SentBytes += uint64(p.Bytes)
-	s.progress.WireBytes += uint64(p.Wire)
-}
-
-// frame hands a frame to its want and waits until there is room for it.
-func (s *session) frame(ctx context.Context, f *slipwayv1.ContentFrame) {
-	s.mu.Lock()
-	w := s.wants[f.WantId]
-	s.mu.Unlock()
-	if w == nil {
-		return // of a want that has failed
-	}
-	select {
-	case w.frames <- f:
-	case <-w.done:
-	case <-ctx.Done():
-	}
-}
-
-// report emits progress twice a second until it is stopped.
-func (s *session) report(w *want) (stop func()) {
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		tick := time.NewTicker(500 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-				s.emitContext(s.Context())
-			}
-		}
-	})
-	return func() { close(done); wg.Wait() }
-}
-
-func (s *session) emitContext(p *slipwayv1.ContextProgress) {
-	s.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Context{Context: p}})
-}
-
-// Context implements builder.Session.
-func (s *session) Context() *slipwayv1.ContextProgress {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := proto.CloneOf(&s.progress)
-	for _, w := range s.wants {
-		now := w.receiver.Progress()
-		p.SentFiles += uint64(now.Files)
-		p.SentBytes += uint64(now.Bytes)
-		p.WireBytes += uint64(now.Wire)
-	}
-	return p
 }
 
 func (s *session) enter() {
@@ -358,7 +253,7 @@ func (s *session) exit() {
 	if s.waiting--; s.waiting == 0 {
 		s.spent += time.Since(s.since)
 	}
-	first := s.waiting == 0 && !s.start.Detach
+	first := s.waiting == 0
 	s.mu.Unlock()
 	if first {
 		s.contextDone()
@@ -379,27 +274,6 @@ func (s *session) contextDone() time.Duration {
 		}}})
 	}
 	return spent
-}
-
-// detachedNeeds has the client of a detached build send all that the store
-// lacks at once, so that it may leave.
-func (s *session) detachedNeeds() {
-	if !s.start.Detach || s.start.GetContext() == nil {
-		return
-	}
-	m, err := s.Manifest(s.ctx)
-	if err == nil {
-		all := make([]int, len(m.Entries))
-		for i := range all {
-			all[i] = i
-		}
-		err = s.Need(s.ctx, all)
-	}
-	if err != nil {
-		s.cancel(err)
-		return
-	}
-	s.contextDone()
 }
 
 // createdAt is the time that a build's id was made.

@@ -19,7 +19,6 @@ import (
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/layer"
-	"github.com/slipwayhq/slipway/builder/rootfs"
 	"github.com/slipwayhq/slipway/layercache"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
@@ -212,7 +211,7 @@ func drafted(plan func(ctx context.Context, d *draft) error) *change {
 			if err != nil {
 				return err
 			}
-			return d.unpack(ctx, rootfs.Dirs{Upper: snap.Upper(), Parents: snap.Lowers()})
+			return d.create(ctx, snap.Upper())
 		},
 	}
 }

@@ -143,7 +143,18 @@ func comparePaths(a, b string) int {
 	return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/"))
 }
 
-// unpack writes the draft into an overlay's upper directory.
+// create writes the draft into an empty upper directory.
+func (d *draft) create(ctx context.Context, upper string) error {
+	u, err := rootfs.OpenUpper(upper)
+	if err != nil {
+		return err
+	}
+	err = d.write(ctx, u.Entry)
+	return errors.Join(err, u.Close())
+}
+
+// unpack writes the draft into an overlay's upper directory, which may have
+// entries already.
 func (d *draft) unpack(ctx context.Context, dirs rootfs.Dirs) error {
 	r, w := io.Pipe()
 	go func() {

@@ -50,13 +50,13 @@ func plainCopy(cmd instructions.Command) (copyFlags, bool) {
 	return f, len(f.src.SourcePaths) > 0
 }
 
-// prefetch asks for the contents of all the copies at once.
+// prefetch asks for the contents of the copies, those of the first one first.
 func (s *stage) prefetch(ctx context.Context, copies []copyFlags) error {
 	files, err := s.build.files(ctx)
 	if err != nil {
 		return err
 	}
-	var need []int
+	var need [][]int
 	for _, f := range copies {
 		t := &transfer{what: f.what, from: files, context: true, dest: "/"}
 		if err := t.choose(f.src.SourcePaths); err != nil {
@@ -66,7 +66,7 @@ func (s *stage) prefetch(ctx context.Context, copies []copyFlags) error {
 		if err != nil {
 			return err
 		}
-		need = append(need, entries...)
+		need = append(need, entries)
 	}
-	return s.build.job.Session.Need(ctx, need)
+	return s.build.job.Session.Need(ctx, need...)
 }

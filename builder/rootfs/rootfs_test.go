@@ -130,6 +130,71 @@ func TestRoundTrip(t *testing.T) {
 			if again := write(t, two.upper); !bytes.Equal(layer, again) {
 				t.Errorf("the layer of an unpacked layer differs:\n%s\nwant:\n%s", list(t, again), list(t, layer))
 			}
+			three := newOverlay(t, lower)
+			create(t, three.upper, layer)
+			three.within(func(root string) {
+				if got := describe(t, root); got != want {
+					t.Errorf("written:\n%s\nwant:\n%s\nlayer:\n%s", got, want, list(t, layer))
+				}
+			})
+			if again := write(t, three.upper); !bytes.Equal(layer, again) {
+				t.Errorf("the layer of a written layer differs:\n%s\nwant:\n%s", list(t, again), list(t, layer))
+			}
+		})
+	}
+}
+
+// create writes a layer that is in the order of a walk into an empty
+// directory.
+func create(t testing.TB, upper string, layer []byte) {
+	t.Helper()
+	u, err := rootfs.OpenUpper(upper)
+	must(t, err)
+	tr := tar.NewReader(bytes.NewReader(layer))
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		must(t, err)
+		must(t, u.Entry(h, tr))
+	}
+	must(t, u.Close())
+}
+
+// TestUpperRefuses gives entries that are not as a walk has them.
+func TestUpperRefuses(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	must(t, os.WriteFile(secret, []byte("old"), 0o600))
+	for _, tc := range []struct {
+		name    string
+		entries []tar.Header
+	}{
+		{"no parent", []tar.Header{file("d/f")}},
+		{"twice", []tar.Header{file("f"), file("f")}},
+		{"a parent that was left", []tar.Header{dir("a"), file("b"), file("a/f")}},
+		{"through a link", []tar.Header{symlink("l", filepath.Dir(secret)), file("l/secret")}},
+		{"over a link", []tar.Header{symlink("l", secret), file("l")}},
+		{"hard link out", []tar.Header{{Typeflag: tar.TypeLink, Name: "h", Linkname: "../../../../../.." + secret}}},
+		{"hard link through a link", []tar.Header{symlink("l", filepath.Dir(secret)), {Typeflag: tar.TypeLink, Name: "m", Linkname: "l/secret"}}},
+		{"up", []tar.Header{file("..")}},
+		{"no name", []tar.Header{file("")}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			u, err := rootfs.OpenUpper(t.TempDir())
+			must(t, err)
+			for i := range tc.entries {
+				if err = u.Entry(&tc.entries[i], nil); err != nil {
+					break
+				}
+			}
+			if err == nil {
+				t.Error("accepted")
+			}
+			must(t, u.Close())
+			if b, err := os.ReadFile(secret); err != nil || string(b) != "old" {
+				t.Errorf("secret is %q, %v", b, err)
+			}
 		})
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/slipwayhq/slipway/builder/sandbox"
@@ -108,10 +109,10 @@ func needInternet(t *testing.T) {
 func TestEgress(t *testing.T) {
 	r := newRunner(t, sandbox.Options{})
 	needInternet(t)
-	p := step(t, "wget -T 10 -q -O - http://"+outside+"/debian/dists/stable/Release | grep -c ^Origin")
+	p := step(t, "timeout 20 wget -q -O - http://"+outside+"/debian/dists/stable/Release | grep -c ^Origin")
 	want(t, r, p, "1")
 
-	host := step(t, "wget -T 10 -q -O - http://"+outside+"/debian/dists/stable/Release | grep -c ^Origin")
+	host := step(t, "timeout 20 wget -q -O - http://"+outside+"/debian/dists/stable/Release | grep -c ^Origin")
 	host.Network = sandbox.Host
 	want(t, r, host, "1")
 }
@@ -194,12 +195,9 @@ func TestSpoofedSource(t *testing.T) {
 	p.Stdout = writerFunc(func(b []byte) (int, error) { addr <- strings.TrimSpace(string(b)); return len(b), nil })
 	p.Watch = func(context.Context) error {
 		own := netip.MustParseAddr(<-addr)
-		pid, err := os.ReadFile(filepath.Join(root, "run/sender/pid"))
-		if err != nil {
-			return err
-		}
+		pid := firstProcess(t, root, "sender")
 		to := server.LocalAddr().(*net.UDPAddr).AddrPort()
-		err = inNetworkOf(string(pid), func() error {
+		err = inNetworkOf(pid, func() error {
 			return errors.Join(sendRaw(own.Prev(), to, "spoofed"), sendRaw(own, to, "own"))
 		})
 		if err != nil {
@@ -215,6 +213,20 @@ func TestSpoofedSource(t *testing.T) {
 	if _, err := r.Run(t.Context(), p); err != io.EOF && err.Error() != "EOF" {
 		t.Error(err)
 	}
+}
+
+// firstProcess returns the id of a container's first process, which the runtime
+// writes down soon after that began to run.
+func firstProcess(t *testing.T, root, id string) string {
+	t.Helper()
+	for begin := time.Now(); time.Since(begin) < 10*time.Second; {
+		pid, err := os.ReadFile(filepath.Join(root, "run", id, "pid"))
+		if err == nil && len(pid) > 0 {
+			return string(pid)
+		}
+	}
+	t.Error("container has no process")
+	return ""
 }
 
 // inNetworkOf calls do in the network namespace of a process.

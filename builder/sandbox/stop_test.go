@@ -208,11 +208,7 @@ func TestSweep(t *testing.T) {
 // would, so that it cannot clean up.
 func killRuntime(t *testing.T, state string) {
 	t.Helper()
-	pid, err := os.ReadFile(filepath.Join(state, "run/victim/pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	stat, err := os.ReadFile("/proc/" + string(pid) + "/stat")
+	stat, err := os.ReadFile("/proc/" + firstProcess(t, state, "victim") + "/stat")
 	if err != nil {
 		t.Fatal(err)
 	}
