@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -69,8 +70,16 @@ func (f *Front) authenticate(ctx context.Context, method string) (context.Contex
 		return nil, unauthorized("no token was given", nil)
 	}
 	p, err := f.opts.Auth.Authenticate(ctx, token)
-	if err != nil {
-		return nil, unauthorized(err.Error(), err)
+	switch {
+	case errors.Is(err, tokens.ErrUnauthorized):
+		return nil, unauthorized(tokens.ErrUnauthorized.Error(), err)
+	case errors.Is(err, tokens.ErrExpired):
+		return nil, unauthorized(tokens.ErrExpired.Error(), err)
+	case err != nil:
+		// Who is not let in does not learn what is broken here.
+		f.opts.Log.ErrorContext(ctx, "authenticate", "method", method, "err", err)
+		return nil, &failure.Error{Code: failure.Unavailable, Phase: failure.Auth, Blame: failure.Builder, Retryable: true,
+			Message: "the daemon cannot check tokens now", Hint: "try again in a moment; the daemon's log has more"}
 	}
 	return context.WithValue(ctx, principalKey{}, p), nil
 }

@@ -2,9 +2,11 @@ package server
 
 import (
 	"context"
+	"math"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/layercache"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/tokens"
@@ -43,8 +45,11 @@ func (c *cacheService) Prune(ctx context.Context, req *slipwayv1.PruneRequest) (
 	if err := allow(ctx, tokens.ScopeCacheWrite, req.App); err != nil {
 		return nil, err
 	}
+	if req.OlderThan.AsDuration() < 0 {
+		return nil, failure.Userf(failure.InvalidArgument, "", "older_than is %s", req.OlderThan.AsDuration())
+	}
 	p, err := c.opts.Cache.Prune(ctx, layercache.PruneOptions{
-		Org: caller(ctx).Org, App: req.App, All: req.All, OlderThan: req.OlderThan.AsDuration(), KeepBytes: int64(req.KeepBytes),
+		Org: caller(ctx).Org, App: req.App, All: req.All, OlderThan: req.OlderThan.AsDuration(), KeepBytes: int64(min(req.KeepBytes, math.MaxInt64)),
 	})
 	if err != nil {
 		return nil, err

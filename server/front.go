@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/fleet"
@@ -36,6 +36,9 @@ type Front struct {
 // maxDockerfile bounds the recipe, which goes through the queue.
 const maxDockerfile = 384 << 10
 
+// maxKey bounds idempotency keys.
+const maxKey = 200
+
 // appName is what an app may be called: it names a repository, too.
 var appName = regexp.MustCompile(`^[a-z0-9]+([._-][a-z0-9]+)*$`)
 
@@ -46,7 +49,7 @@ var tagName = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 // Build implements BuildService.
 func (f *Front) Build(stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse]) error {
 	first, err := stream.Recv()
-	if err != nil {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	start := first.GetStart()
@@ -59,8 +62,9 @@ func (f *Front) Build(stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, sl
 		return err
 	}
 	out := &sender{stream: stream}
+	defer out.close()
 	if joined {
-		return f.join(ctx, out, b)
+		return f.join(stream, out, b)
 	}
 	s, err := f.submit(ctx, b, start, out)
 	if err != nil {
@@ -72,13 +76,24 @@ func (f *Front) Build(stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, sl
 // A sender serialises what goes to one client.
 type sender struct {
 	mu     sync.Mutex
+	closed bool
 	stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse]
 }
 
 func (s *sender) send(m *slipwayv1.BuildResponse) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return errClientLost
+	}
 	return s.stream.Send(m)
+}
+
+// close makes sends fail: a stream must not be used after its handler.
+func (s *sender) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
 }
 
 func (s *sender) accepted(id string, joined bool) error {
@@ -105,8 +120,12 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 		return invalid("use letters, digits, dots, dashes and underscores, 128 at most", "%q is no tag for an image", s.Tag)
 	case len(s.GetDockerfile().GetContent()) > maxDockerfile:
 		return invalid("move long texts into files of the context", "the Dockerfile has %d bytes, %d are allowed", len(s.Dockerfile.Content), maxDockerfile)
+	case len(s.IdempotencyKey) > maxKey:
+		return invalid("use a shorter one", "the idempotency key has %d bytes, %d are allowed", len(s.IdempotencyKey), maxKey)
+	case proto.Size(s) > fleet.MaxPayload:
+		return invalid("pass long values in files of the context", "build arguments, labels and Dockerfile have %d bytes, %d are allowed", proto.Size(s), fleet.MaxPayload)
 	case s.Environment != "":
-		return failure.Userf(failure.NotSupported, "leave --env out", "this daemon has no environments yet")
+		return failure.At(failure.Userf(failure.NotSupported, "leave --env out", "this daemon has no environments yet"), failure.Preflight, 0)
 	}
 	if err := allow(ctx, tokens.ScopeBuildWrite, s.App); err != nil {
 		return err
@@ -133,36 +152,37 @@ func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Bu
 
 // submit opens the build's log and session and queues it.
 func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.Start, out *sender) (*session, error) {
+	ctx = context.WithoutCancel(ctx) // a client that goes now is like one that goes later
 	raw, err := proto.Marshal(start)
 	if err != nil {
-		return nil, err
+		return nil, f.refuse(ctx, b, nil, err)
 	}
 	log, err := f.opts.Engine.Log(ctx, b.ID)
 	if err != nil {
-		return nil, f.refuse(ctx, b, err)
+		return nil, f.refuse(ctx, b, nil, err)
 	}
 	s := newSession(b.ID, start, f.opts.Cache.Org(b.Org), log)
 	s.send = out.send
 	s.alert = func(err error) { f.opts.Log.Error("build log", "build", b.ID, "err", err) }
 	if err := out.accepted(b.ID, false); err != nil {
-		return nil, f.refuse(ctx, b, errors.Join(err, log.Close(ctx)))
+		return nil, f.refuse(ctx, b, log, errClientLost)
 	}
 	f.hub.add(s)
 	if err := f.opts.Engine.Submit(ctx, fleet.Job{ID: b.ID, Org: b.Org, App: b.App, Payload: raw}); err != nil {
 		f.hub.remove(b.ID)
-		return nil, f.refuse(ctx, b, errors.Join(err, log.Close(context.WithoutCancel(ctx))))
+		return nil, f.refuse(ctx, b, log, err)
 	}
 	return s, nil
 }
 
-// refuse records that a build could not be queued.
-func (f *Front) refuse(ctx context.Context, b *records.Build, err error) error {
+// refuse records that a build could not be queued, and ends its log for those
+// who joined it. Its idempotency key is free again: nothing was built.
+func (f *Front) refuse(ctx context.Context, b *records.Build, log fleet.Log, err error) error {
 	if errors.Is(err, fleet.ErrBacklog) {
 		err = &failure.Error{Code: failure.Busy, Phase: failure.Queue, Blame: failure.Builder, Retryable: true, Err: err,
 			Message: fmt.Sprintf("app %s has as many unfinished builds as it may", b.App), Hint: "wait for one to end, or cancel one with slipway builds cancel"}
 	}
-	res := failed(b.ID, b.App, failure.As(err))
-	return errors.Join(err, f.opts.Records.End(context.WithoutCancel(ctx), ended(b, res)))
+	return errors.Join(err, f.opts.Records.Free(ctx, b.ID), finish(ctx, f.opts, log, b, failed(b.ID, b.App, failure.As(err))))
 }
 
 // converse relays between the client and the build until the result is out
@@ -170,43 +190,44 @@ func (f *Front) refuse(ctx context.Context, b *records.Build, err error) error {
 func (f *Front) converse(ctx context.Context, stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse], s *session, out *sender) error {
 	leave := f.hub.watch(s.id)
 	defer leave()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return f.listen(ctx, stream, s) })
-	g.Go(func() error {
-		f.positions(ctx, s)
-		return nil
-	})
+	ctx, stop := context.WithCancelCause(ctx)
+	// Recv ends with the stream, soon after this call: nobody waits for it.
+	go f.listen(ctx, stop, stream, s)
+	var told sync.WaitGroup
+	told.Go(func() { f.positions(ctx, s) })
 	err := f.follow(ctx, s.id, 1, false, out.event)
-	stop()
-	if err != nil {
-		// The client is gone: what waits for it must not wait on. Recv ends
-		// with the stream.
-		s.leave(errClientLost)
-		return err
-	}
-	return nil
+	// What waits for the client must not wait on.
+	s.leave(errClientLost)
+	stop(nil)
+	told.Wait()
+	return err
 }
 
 // listen takes what the client says until it stops.
-func (f *Front) listen(ctx context.Context, stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse], s *session) error {
+func (f *Front) listen(ctx context.Context, stop context.CancelCauseFunc, stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse], s *session) {
 	for {
 		m, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			<-ctx.Done() // the client has said all it had to say
-			return nil
+			s.leave(errSilent) // it has said all it had to say, and still listens
+			return
 		}
 		if err != nil {
 			s.leave(errClientLost)
-			return err
+			stop(err)
+			return
 		}
 		if err := f.hear(ctx, s, m); err != nil {
-			s.cancel(err)
 			s.leave(err)
-			return nil
+			f.stop(context.WithoutCancel(ctx), s.id, failure.As(err))
+			return
 		}
 	}
+}
+
+var errSilent = &failure.Error{
+	Code: failure.ClientLost, Phase: failure.Context, Blame: failure.Net, Retryable: true,
+	Message: "the client closed its side of the connection while the build needed it",
+	Hint:    "update the client and deploy again",
 }
 
 func (f *Front) hear(ctx context.Context, s *session, m *slipwayv1.BuildRequest) error {
@@ -218,9 +239,9 @@ func (f *Front) hear(ctx context.Context, s *session, m *slipwayv1.BuildRequest)
 	case *slipwayv1.BuildRequest_Answer:
 		s.answer(m.Answer)
 	case *slipwayv1.BuildRequest_Cancel:
-		return f.cancel(context.WithoutCancel(ctx), s.id)
+		f.stop(context.WithoutCancel(ctx), s.id, errCancelled)
 	case *slipwayv1.BuildRequest_Start:
-		return failure.Userf(failure.InvalidArgument, "update the client", "a second start in one call")
+		return failure.At(failure.Userf(failure.InvalidArgument, "update the client", "a second start in one call"), failure.Context, 0)
 	}
 	return nil
 }
@@ -260,30 +281,70 @@ func (f *Front) positions(ctx context.Context, s *session) {
 	}
 }
 
-// join follows a build that somebody else started.
-func (f *Front) join(ctx context.Context, out *sender, b *records.Build) error {
+// join follows a build that somebody else started. Of what the client says
+// only that it wants to cancel matters.
+func (f *Front) join(stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse], out *sender, b *records.Build) error {
+	ctx := stream.Context()
 	defer f.hub.watch(b.ID)()
 	if err := out.accepted(b.ID, true); err != nil {
 		return err
 	}
-	return f.follow(ctx, b.ID, 1, b.Done(), out.event)
+	go func() { // ends with the stream, soon after this call
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			if m.GetCancel() != nil {
+				f.stop(context.WithoutCancel(ctx), b.ID, errCancelled)
+			}
+		}
+	}()
+	return f.toResult(ctx, b, 1, out.event)
 }
 
+// toResult follows a build to its result. One that has ended has a result
+// even if its log has none: the log may be gone, or a daemon was killed just
+// then.
+func (f *Front) toResult(ctx context.Context, b *records.Build, from uint64, send func(*slipwayv1.Event) error) error {
+	last, told := uint64(0), false
+	err := f.follow(ctx, b.ID, from, b.Done(), func(e *slipwayv1.Event) error {
+		last, told = e.Seq, told || e.GetResult() != nil
+		return send(e)
+	})
+	if told || (err != nil && !errors.Is(err, errNoLog)) {
+		return err
+	}
+	b, getErr := f.opts.Records.Get(ctx, b.Org, b.ID)
+	if getErr != nil {
+		return getErr
+	}
+	res := buildProto(b).Result
+	if res == nil {
+		return err
+	}
+	return send(&slipwayv1.Event{Seq: max(from, last+1), Time: timestamppb.New(b.Ended), Event: &slipwayv1.Event_Result{Result: res}})
+}
+
+var errNoLog = errors.New("no log")
+
 // follow passes a build's events on until its log ends. With replay it stops
-// at the last event there is.
+// at the last event there is; the error wraps [errNoLog] if nothing is kept.
 func (f *Front) follow(ctx context.Context, id string, from uint64, replay bool, send func(*slipwayv1.Event) error) error {
 	last := uint64(1<<63 - 1)
 	if replay {
 		tail, err := f.opts.Engine.Tail(ctx, id)
 		if errors.Is(err, fleet.ErrNotFound) {
-			return failure.Userf(failure.NotFound, "see slipway builds show for its result", "the log of build %s is no longer kept", id)
+			e := failure.Userf(failure.NotFound, "see slipway builds show for its result", "the log of build %s is no longer kept", id)
+			e.Err = errNoLog
+			return e
 		}
 		if err != nil {
 			return err
 		}
 		last = tail.Seq
 	}
-	if from > last || last == 0 {
+	if from > last {
 		return nil
 	}
 	return each(f.opts.Engine.Watch(ctx, id, from), func(e fleet.Entry) (bool, error) {
@@ -351,7 +412,11 @@ func (f *Front) ListBuilds(ctx context.Context, req *slipwayv1.ListBuildsRequest
 	}
 	resp := &slipwayv1.ListBuildsResponse{}
 	for _, b := range list {
-		resp.Builds = append(resp.Builds, buildProto(b))
+		p := buildProto(b)
+		if p.Result != nil {
+			p.Result.Layers = nil // a thousand builds would not fit into a message
+		}
+		resp.Builds = append(resp.Builds, p)
 	}
 	return resp, nil
 }
@@ -364,9 +429,12 @@ func (f *Front) WatchBuild(req *slipwayv1.WatchBuildRequest, stream grpc.ServerS
 		return err
 	}
 	defer f.hub.watch(b.ID)()
-	return f.follow(ctx, b.ID, max(1, req.FromSeq), req.ReplayOnly || b.Done(), func(e *slipwayv1.Event) error {
-		return stream.Send(&slipwayv1.WatchBuildResponse{Event: e})
-	})
+	send := func(e *slipwayv1.Event) error { return stream.Send(&slipwayv1.WatchBuildResponse{Event: e}) }
+	from := max(1, req.FromSeq)
+	if req.ReplayOnly {
+		return f.follow(ctx, b.ID, from, true, send)
+	}
+	return f.toResult(ctx, b, from, send)
 }
 
 // CancelBuild implements BuildService.
@@ -376,7 +444,7 @@ func (f *Front) CancelBuild(ctx context.Context, req *slipwayv1.CancelBuildReque
 		return nil, err
 	}
 	if !b.Done() {
-		if err := f.cancel(ctx, b.ID); err != nil {
+		if err := f.cancel(ctx, b, errCancelled); err != nil {
 			return nil, err
 		}
 		if b, err = f.opts.Records.Get(ctx, b.Org, b.ID); err != nil {
@@ -386,31 +454,55 @@ func (f *Front) CancelBuild(ctx context.Context, req *slipwayv1.CancelBuildReque
 	return &slipwayv1.CancelBuildResponse{Build: buildProto(b)}, nil
 }
 
-// cancel takes a build out of the queue, or stops it.
-func (f *Front) cancel(ctx context.Context, id string) error {
-	waiting, err := f.opts.Engine.Remove(ctx, id)
+// cancel takes a build out of the queue, or stops it, for cause.
+func (f *Front) cancel(ctx context.Context, b *records.Build, cause *failure.Error) error {
+	s := f.hub.get(b.ID)
+	waiting, err := f.opts.Engine.Remove(ctx, b.ID)
 	switch {
+	case waiting:
+		return f.endQueued(ctx, b, s, cause)
+	case s != nil:
+		s.cancel(cause) // runs here, or will
+		return nil
 	case errors.Is(err, fleet.ErrNotFound):
 		return nil
 	case err != nil:
 		return err
-	case waiting:
-		return f.endQueued(ctx, id)
 	}
-	err = f.opts.Engine.Signal(ctx, id, []byte("cancel"))
+	err = f.opts.Engine.Signal(ctx, b.ID, []byte("cancel"))
 	if errors.Is(err, fleet.ErrNoListener) {
 		return nil // it has just ended
 	}
 	return err
 }
 
-// endQueued writes the result of a build that never started.
-func (f *Front) endQueued(ctx context.Context, id string) error {
+// stop is cancel for a build of this process whose caller cannot be told of
+// an error.
+func (f *Front) stop(ctx context.Context, id string, cause *failure.Error) {
 	s := f.hub.get(id)
 	if s == nil {
-		return nil
+		return // it has ended
 	}
-	defer f.hub.remove(id)
-	res := failed(id, s.start.App, errCancelled)
-	return finish(ctx, f.opts, s.log, &records.Build{ID: id, App: s.start.App}, res)
+	if err := f.cancel(ctx, &records.Build{ID: id, App: s.start.App}, cause); err != nil {
+		f.opts.Log.ErrorContext(ctx, "stop build", "build", id, "err", err)
+	}
+}
+
+// abandon ends a build that nobody watches any more.
+func (f *Front) abandon(id string, cause *failure.Error) { f.stop(context.Background(), id, cause) }
+
+// endQueued writes the result of a build that never started.
+func (f *Front) endQueued(ctx context.Context, b *records.Build, s *session, cause *failure.Error) error {
+	ctx = context.WithoutCancel(ctx) // it is out of the queue: nobody else will
+	var log fleet.Log
+	if s != nil {
+		defer f.hub.remove(b.ID)
+		log = s.log
+	} else {
+		var err error
+		if log, err = f.opts.Engine.Log(ctx, b.ID); err != nil && !errors.Is(err, fleet.ErrEnded) {
+			f.opts.Log.ErrorContext(ctx, "build log", "build", b.ID, "err", err)
+		}
+	}
+	return finish(ctx, f.opts, log, b, failed(b.ID, b.App, cause))
 }

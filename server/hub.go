@@ -16,6 +16,7 @@ const grace = 60 * time.Second
 // watches any more.
 type hub struct {
 	grace    time.Duration
+	abandon  func(id string, cause *failure.Error) // ends a build that nobody watches
 	mu       sync.Mutex
 	sessions map[string]*session
 	watchers map[string]int
@@ -89,9 +90,29 @@ func (h *hub) unwatch(id string) {
 	if s == nil || s.start.Detach {
 		return
 	}
-	h.timers[id] = time.AfterFunc(h.grace, func() {
-		s.cancel(&failure.Error{Code: failure.Cancelled, Blame: failure.Net, Retryable: true, Err: context.Canceled,
-			Message: "the client has gone and did not come back",
-			Hint:    "deploy with --detach to let builds go on alone"})
+	var timer *time.Timer
+	timer = time.AfterFunc(h.grace, func() {
+		if h.expire(id, timer) {
+			h.abandon(id, errAbandoned)
+		}
 	})
+	h.timers[id] = timer
+}
+
+var errAbandoned = &failure.Error{
+	Code: failure.Cancelled, Blame: failure.Net, Retryable: true, Err: context.Canceled,
+	Message: "the client has gone and did not come back",
+	Hint:    "deploy with --detach to let builds go on alone",
+}
+
+// expire reports whether a timer that has fired still counts: somebody may
+// have come back in the meantime.
+func (h *hub) expire(id string, timer *time.Timer) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.timers[id] != timer {
+		return false
+	}
+	delete(h.timers, id)
+	return true
 }

@@ -55,12 +55,18 @@ func (m *Metrics) WatchCache(r prometheus.Registerer, size func() float64) {
 
 // Evicted counts an eviction.
 func (m *Metrics) Evicted(e layercache.Eviction) {
+	if m == nil {
+		return
+	}
 	m.evictions.Inc()
 	m.evicted.Add(float64(e.Bytes))
 }
 
 // BuildEnded implements builder.Observer.
 func (m *Metrics) BuildEnded(pipeline, status string, t *slipwayv1.Timings) {
+	if m == nil {
+		return
+	}
 	m.builds.WithLabelValues(pipeline, status).Inc()
 	for phase, ms := range map[string]int64{
 		"queue": t.Queue, "preflight": t.Preflight, "build": t.Build, "push": t.Push, "total": t.Total,
@@ -80,15 +86,25 @@ func (m *Metrics) Received(p *slipwayv1.ContextProgress) {
 
 // Pushed implements builder.Observer.
 func (m *Metrics) Pushed(outcome string, bytes int64) {
+	if m == nil {
+		return
+	}
 	m.blobs.WithLabelValues(outcome).Inc()
 	m.pushed.WithLabelValues(outcome).Add(float64(bytes))
 }
 
 // Compressed implements builder.Observer.
-func (m *Metrics) Compressed(bytes int64) { m.compressed.Add(float64(bytes)) }
+func (m *Metrics) Compressed(bytes int64) {
+	if m != nil {
+		m.compressed.Add(float64(bytes))
+	}
+}
 
 // StepCached implements builder.Observer.
 func (m *Metrics) StepCached(hit bool) {
+	if m == nil {
+		return
+	}
 	label := "miss"
 	if hit {
 		label = "hit"

@@ -66,11 +66,9 @@ func New(o Options) *Server {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	h := newHub(o.Grace)
-	return &Server{
-		Front:  &Front{opts: o, hub: h, started: time.Now()},
-		Worker: &Worker{opts: o, hub: h},
-		health: health.NewServer(),
-	}
+	f := &Front{opts: o, hub: h, started: time.Now()}
+	h.abandon = f.abandon
+	return &Server{Front: f, Worker: &Worker{opts: o, hub: h}, health: health.NewServer()}
 }
 
 // Register puts the services on s, which must have been made with

@@ -2,8 +2,8 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
@@ -34,7 +34,6 @@ type session struct {
 	decoder  *buildctx.ManifestDecoder
 	manifest chan struct{} // closed when it is complete
 	m        *buildctx.Manifest
-	fetching chan struct{} // a slot for the want under way
 
 	mu       sync.Mutex
 	gone     error // why the client is not there any more
@@ -42,9 +41,9 @@ type session struct {
 	lastID   uint64
 	asks     map[uint64]chan *slipwayv1.Answer
 	wants    map[uint64]*want
-	known    map[string]*credentials // by host
-	flights  map[uint32]*want // by the entry that stands for a content on its way
-	landed   uint64           // wants that have ended
+	known    map[string]*credentials     // by host
+	flights  map[[sha256.Size]byte]*want // by the content on its way
+	landed   uint64                      // wants that have ended
 	progress slipwayv1.ContextProgress
 	waiting  int           // Needs under way
 	since    time.Time     // when waiting became positive
@@ -64,8 +63,8 @@ func newSession(id string, start *slipwayv1.Start, cache *layercache.Cache, log 
 	ctx, cancel := context.WithCancelCause(context.Background())
 	return &session{
 		id: id, start: start, cache: cache, log: log, ctx: ctx, cancel: cancel,
-		decoder: buildctx.NewManifestDecoder(nil), manifest: make(chan struct{}), fetching: make(chan struct{}, 1), lost: make(chan struct{}),
-		asks: map[uint64]chan *slipwayv1.Answer{}, wants: map[uint64]*want{}, flights: map[uint32]*want{},
+		decoder: buildctx.NewManifestDecoder(nil), manifest: make(chan struct{}), lost: make(chan struct{}),
+		asks: map[uint64]chan *slipwayv1.Answer{}, wants: map[uint64]*want{}, flights: map[[sha256.Size]byte]*want{},
 		known: map[string]*credentials{}, since: time.Now(),
 	}
 }

@@ -25,17 +25,26 @@ type want struct {
 
 // Need implements builder.Session. Needs at the same time ask the client for
 // each content once: a Need waits for what another one has asked for.
-func (s *session) Need(ctx context.Context, entries []int) error {
+func (s *session) Need(ctx context.Context, groups ...[]int) error {
 	m, err := s.Manifest(ctx)
 	if err != nil {
 		return err
 	}
 	s.enter()
 	defer s.exit()
-	if len(entries) == 0 {
-		return nil
-	}
 	store := &contents{Contents: s.cache.Contents().For(s.start.App)}
+	for _, entries := range groups {
+		if len(entries) == 0 {
+			continue // to buildctx, nil means all
+		}
+		if err := s.need(ctx, m, entries, store); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) need(ctx context.Context, m *buildctx.Manifest, entries []int, store *contents) error {
 	for {
 		landed := s.landings()
 		missing, err := buildctx.Needs(ctx, m, entries, store)
@@ -81,7 +90,7 @@ func (s *session) claim(entries []uint32, landed uint64) (mine *want, others []*
 	seen := map[*want]bool{}
 	var left []uint32
 	for _, i := range entries {
-		w := s.flights[s.rep(i)]
+		w := s.flights[s.m.Entries[i].Digest]
 		switch {
 		case w == nil:
 			left = append(left, i)
@@ -96,7 +105,7 @@ func (s *session) claim(entries []uint32, landed uint64) (mine *want, others []*
 	s.lastID++
 	mine = &want{id: s.lastID, entries: left, frames: make(chan *slipwayv1.ContentFrame), done: make(chan struct{})}
 	for _, i := range left {
-		s.flights[s.rep(i)] = mine
+		s.flights[s.m.Entries[i].Digest] = mine
 	}
 	return mine, others, false
 }
@@ -167,7 +176,7 @@ func (s *session) land(w *want) {
 	s.mu.Lock()
 	delete(s.wants, w.id)
 	for _, i := range w.entries {
-		delete(s.flights, s.rep(i))
+		delete(s.flights, s.m.Entries[i].Digest)
 	}
 	s.landed++
 	if w.receiver != nil {

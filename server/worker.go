@@ -35,9 +35,11 @@ var errStopped = &failure.Error{
 }
 
 // Run runs up to n builds at a time until ctx ends, then waits for those
-// under way.
+// under way and ends those that still wait in the queue: their clients talk
+// to this process.
 func (w *Worker) Run(ctx context.Context, n int) {
 	var running sync.WaitGroup
+	defer w.dismiss(context.WithoutCancel(ctx))
 	defer running.Wait()
 	slots := make(chan struct{}, n)
 	for {
@@ -62,6 +64,21 @@ func (w *Worker) Run(ctx context.Context, n int) {
 			defer func() { <-slots }()
 			w.do(context.WithoutCancel(ctx), task)
 		})
+	}
+}
+
+// dismiss ends the builds of this process that never started.
+func (w *Worker) dismiss(ctx context.Context) {
+	for _, s := range w.hub.all() {
+		waiting, err := w.opts.Engine.Remove(ctx, s.id)
+		if err != nil || !waiting {
+			continue // ended, or not queued yet; what is left is for Recover
+		}
+		w.hub.remove(s.id)
+		b := &records.Build{ID: s.id, App: s.start.App}
+		if err := finish(ctx, w.opts, s.log, b, failed(s.id, s.start.App, errStopped)); err != nil {
+			w.opts.Log.Error("end of build", "build", s.id, "err", err)
+		}
 	}
 }
 
@@ -91,16 +108,16 @@ func (w *Worker) do(ctx context.Context, task *fleet.Task) {
 	var log fleet.Log
 	if s == nil || task.Attempt > 1 {
 		// Its client talked to a daemon that is gone.
-		res = failed(task.ID, task.App, errStopped)
+		res = w.lost(ctx, task)
 		var err error
 		if log, err = w.opts.Engine.Log(ctx, task.ID); err != nil && !errors.Is(err, fleet.ErrEnded) {
 			w.opts.Log.Error("build log", "build", task.ID, "err", err)
 		}
 	} else {
 		log = s.log
-		defer w.hub.remove(task.ID)
 		res = w.build(s, task)
 	}
+	defer w.hub.remove(task.ID)
 	if err := finish(ctx, w.opts, log, b, res); err != nil {
 		w.opts.Log.Error("end of build", "build", task.ID, "err", err)
 	}
@@ -109,18 +126,35 @@ func (w *Worker) do(ctx context.Context, task *fleet.Task) {
 	}
 }
 
+// lost is the result of a build whose session is gone: the one on record, if a
+// daemon was killed between recording and logging it.
+func (w *Worker) lost(ctx context.Context, task *fleet.Task) *slipwayv1.Result {
+	b, err := w.opts.Records.Get(ctx, task.Org, task.ID)
+	if err == nil && b.Done() {
+		if res := buildProto(b).Result; res != nil {
+			return res
+		}
+	}
+	return failed(task.ID, task.App, errStopped)
+}
+
 // build runs the build of a session, until it is done or cancelled.
 func (w *Worker) build(s *session, task *fleet.Task) *slipwayv1.Result {
 	now := time.Now()
-	if err := w.opts.Records.Start(s.ctx, task.ID, now.UTC()); err != nil {
+	ctx := context.WithoutCancel(s.ctx)
+	if err := w.opts.Records.Start(ctx, task.ID, now.UTC()); err != nil {
 		w.opts.Log.Error("record start", "build", task.ID, "err", err)
 	}
 	var signals sync.WaitGroup
 	done := make(chan struct{})
 	signals.Go(func() {
 		select {
-		case <-task.Signals():
-			s.cancel(errCancelled)
+		case _, ok := <-task.Signals():
+			if ok {
+				s.cancel(errCancelled)
+			} else {
+				s.cancel(errStopped) // the queue is closed
+			}
 		case <-done:
 		}
 	})
@@ -129,7 +163,6 @@ func (w *Worker) build(s *session, task *fleet.Task) *slipwayv1.Result {
 	created := createdAt(task.ID)
 	w.opts.Metrics.begin()
 	defer w.opts.Metrics.end()
-	s.detachedNeeds()
 	res := w.opts.Builder.Build(s.ctx, builder.Request{
 		ID: task.ID, Org: task.Org, Created: created, Queued: max(0, now.Sub(created)), Start: s.start,
 	}, s)
@@ -139,11 +172,16 @@ func (w *Worker) build(s *session, task *fleet.Task) *slipwayv1.Result {
 	}
 	w.opts.Metrics.Received(res.GetContext())
 	if res.Digest != "" {
-		tag, err := w.opts.Records.TagOf(s.ctx, task.Org, task.App, res.Digest)
-		if err != nil && s.ctx.Err() == nil {
+		tag, err := w.opts.Records.TagOf(ctx, task.Org, task.App, res.Digest)
+		if err != nil {
 			w.opts.Log.Warn("same image", "build", task.ID, "err", err)
 		}
 		res.SameAs = tag
+	}
+	if res.Status != slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED {
+		if err := s.keep(ctx); err != nil {
+			w.opts.Log.Warn("keep contents", "build", task.ID, "err", err)
+		}
 	}
 	return res
 }
@@ -162,8 +200,9 @@ func finish(ctx context.Context, o Options, log fleet.Log, b *records.Build, res
 	return errors.Join(err, marshalErr, log.End(ctx), log.Close(ctx))
 }
 
-// Recover ends the builds that a daemon before this one left unfinished and
-// that the queue does not know any more.
+// Recover ends the builds that a daemon before this one left unfinished. It
+// must be called before Run: what the queue still hands out afterwards has its
+// result by then.
 func (w *Worker) Recover(ctx context.Context) error {
 	left, err := w.opts.Records.Unfinished(ctx)
 	if err != nil {
@@ -171,19 +210,41 @@ func (w *Worker) Recover(ctx context.Context) error {
 	}
 	var errs []error
 	for _, b := range left {
-		res := failed(b.ID, b.App, errStopped)
-		errs = append(errs, w.opts.Records.End(ctx, ended(b, res)))
-		log, err := w.opts.Engine.Log(ctx, b.ID)
-		if errors.Is(err, fleet.ErrEnded) {
-			continue
-		}
-		if err == nil {
-			err = finish(ctx, w.opts, log, b, res)
-		}
-		errs = append(errs, err)
+		errs = append(errs, w.recover(ctx, b))
 		w.opts.Log.Warn("build was left unfinished", "build", b.ID, "app", b.App)
 	}
 	return errors.Join(errs...)
+}
+
+func (w *Worker) recover(ctx context.Context, b *records.Build) error {
+	res := failed(b.ID, b.App, errStopped)
+	log, err := w.opts.Engine.Log(ctx, b.ID)
+	switch {
+	case errors.Is(err, fleet.ErrEnded):
+		// Everybody has seen how it ended.
+		if told, err := w.told(ctx, b.ID); err != nil {
+			return err
+		} else if told != nil {
+			res = told
+		}
+		return w.opts.Records.End(ctx, ended(b, res))
+	case err != nil:
+		return errors.Join(err, w.opts.Records.End(ctx, ended(b, res)))
+	}
+	return finish(ctx, w.opts, log, b, res)
+}
+
+// told returns the result at the end of a log, nil if it has none.
+func (w *Worker) told(ctx context.Context, id string) (*slipwayv1.Result, error) {
+	tail, err := w.opts.Engine.Tail(ctx, id)
+	if err != nil || tail.Seq == 0 {
+		return nil, err
+	}
+	event := &slipwayv1.Event{}
+	err = each(w.opts.Engine.Watch(ctx, id, tail.Seq), func(e fleet.Entry) (bool, error) {
+		return false, proto.Unmarshal(e.Payload, event)
+	})
+	return event.GetResult(), err
 }
 
 // failed is the result of a build that no builder ran.

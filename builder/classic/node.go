@@ -115,25 +115,31 @@ func (n *node) identify() error {
 // rootSnapshot returns a committed snapshot of the node's whole tree, making
 // what is missing; "" is the empty tree.
 func (n *node) rootSnapshot(ctx context.Context) (string, error) {
+	if _, ok := n.hasSnapshot(); !ok && n.fill == nil {
+		// The pass needs the lock to end: wait for it without.
+		if err := n.wait(ctx); err != nil {
+			return "", err
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	cache := n.stage.build.job.Cache
 	if n.snapshot != "" && cache.SnapshotExists(ctx, n.snapshot) {
 		return n.snapshot, nil
 	}
-	if n.parent == nil {
+	switch {
+	case n.parent == nil:
 		name, err := n.stage.build.opts.Unpacker.Snapshot(ctx, cache, n.base)
 		n.snapshot = name
 		return name, err
-	}
-	if !n.isMade() && n.fill != nil {
-		return n.fillSnapshot(ctx, cache)
-	}
-	if err := n.wait(ctx); err != nil {
-		return "", err
-	}
-	if n.layer == nil {
+	case n.isMade() && n.err != nil:
+		return "", n.err
+	case n.isMade() && n.layer == nil:
 		return n.parent.rootSnapshot(ctx)
+	case n.fill != nil:
+		return n.fillSnapshot(ctx, cache)
+	case !n.isMade():
+		return "", fmt.Errorf("snapshot %s of a step that is not done is gone", n.snapshot)
 	}
 	name := layer.ChainID(n.layers())
 	if !cache.SnapshotExists(ctx, name) {

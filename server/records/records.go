@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -62,7 +63,8 @@ var migrations embed.FS
 // Open opens the SQLite database in a file, making or migrating it. What a
 // call acknowledged survives a loss of power.
 func Open(ctx context.Context, file string) (*Store, error) {
-	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)&_txlock=immediate")
+	// Escaped, for the name of a directory may hold a question mark.
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)&_txlock=immediate")
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +130,17 @@ func (s *Store) End(ctx context.Context, b Build) error {
 	return nil
 }
 
-// Get returns a build of an org.
+// Free lets go of a build's idempotency key, so that the next build with it
+// is another one.
+func (s *Store) Free(ctx context.Context, id string) error {
+	_, err := s.db.ExecContext(ctx, `update builds set idempotency_key = null where id = $1`, id)
+	if err != nil {
+		return fmt.Errorf("free key of build %s: %w", id, err)
+	}
+	return nil
+}
+
+// Get returns a build of an org, or [ErrNotFound].
 func (s *Store) Get(ctx context.Context, org, id string) (*Build, error) {
 	return scan(s.db.QueryRowContext(ctx, selectBuild+` where org = $1 and id = $2`, org, id))
 }
@@ -152,8 +164,8 @@ func (s *Store) Unfinished(ctx context.Context) ([]*Build, error) {
 	return s.query(ctx, ` where status in ($1, $2) order by id`, Queued, Running)
 }
 
-// TagOf returns the tag of the app's first build with a digest, "" if there
-// is none.
+// TagOf returns the tag of the app's last successful build with a digest, "" if
+// there is none.
 func (s *Store) TagOf(ctx context.Context, org, app, digest string) (string, error) {
 	var tag string
 	err := s.db.QueryRowContext(ctx, `select tag from builds where org = $1 and app = $2 and digest = $3 and status = $4 order by id desc limit 1`,
