@@ -41,9 +41,11 @@ func (e *JetStream) Watch(ctx context.Context, id string, from uint64) iter.Seq2
 		defer cancel()
 		err := e.follow(ctx, id, max(from, 1), func(en Entry) bool { return yield(en, nil) })
 		switch {
+		case err == nil || errors.Is(err, errStop):
+			// The log has ended, or the watcher has: it must not be called again.
 		case ctx.Err() != nil:
 			yield(Entry{}, context.Cause(ctx))
-		case err != nil && !errors.Is(err, errStop):
+		default:
 			yield(Entry{}, fmt.Errorf("watch log of job %s: %w", id, err))
 		}
 	}

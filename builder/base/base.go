@@ -7,16 +7,20 @@ package base
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -38,6 +42,9 @@ type PlatformError struct {
 }
 
 func (e *PlatformError) Error() string {
+	if len(e.Have) == 0 {
+		return fmt.Sprintf("%s has no image for %s", e.Ref, e.Want)
+	}
 	return fmt.Sprintf("%s has no image for %s, only for %s", e.Ref, e.Want, strings.Join(e.Have, ", "))
 }
 
@@ -58,24 +65,49 @@ type Options struct {
 	Local    func(name string) Repository // opens a repository of it
 	Denied   func(err error) bool         // says that the local registry knows no such image
 	Client   http.RoundTripper            // nil means a default transport
+	Pause    time.Duration                // before a second try, and longer before others; 0 means 250 ms
+	Stall    time.Duration                // silence after which a blob is asked for again; 0 means a minute
 	Log      *slog.Logger
 }
 
 // A Resolver finds and pulls images. It is safe for concurrent use.
-type Resolver struct{ opts Options }
+type Resolver struct {
+	opts Options
+	lax  http.RoundTripper // for insecure hosts
+}
 
 // NewResolver returns a resolver.
 func NewResolver(o Options) *Resolver {
 	if o.IsLocal == nil {
 		o.IsLocal = func(string) bool { return false }
 	}
+	if o.Denied == nil {
+		o.Denied = func(error) bool { return false }
+	}
 	if o.Client == nil {
-		o.Client = http.DefaultTransport.(*http.Transport).Clone()
+		t := http.DefaultTransport.(*http.Transport).Clone()
+		t.ResponseHeaderTimeout = 30 * time.Second
+		o.Client = t
+	}
+	if o.Pause == 0 {
+		o.Pause = 250 * time.Millisecond
+	}
+	if o.Stall == 0 {
+		o.Stall = time.Minute
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Resolver{opts: o}
+	r := &Resolver{opts: o, lax: o.Client}
+	if t, ok := o.Client.(*http.Transport); ok && len(o.Insecure) > 0 {
+		t = t.Clone()
+		if t.TLSClientConfig == nil {
+			t.TLSClientConfig = &tls.Config{}
+		}
+		t.TLSClientConfig.InsecureSkipVerify = true
+		r.lax = t
+	}
+	return r
 }
 
 // An Image is one platform's image, not pulled yet.
@@ -119,8 +151,12 @@ func (r *Resolver) Resolve(ctx context.Context, ref string, platform ocispec.Pla
 	if err != nil {
 		return nil, err
 	}
+	sources, err := r.sources(parsed, auth)
+	if err != nil {
+		return nil, err
+	}
 	var errs []error
-	for _, s := range r.sources(parsed, auth) {
+	for _, s := range sources {
 		img, err := resolve(ctx, s, parsed, platform)
 		if err == nil {
 			img.Ref = ref
@@ -131,45 +167,56 @@ func (r *Resolver) Resolve(ctx context.Context, ref string, platform ocispec.Pla
 			wrong.Ref = ref
 			return nil, err
 		}
+		if cause := context.Cause(ctx); cause != nil {
+			return nil, cause
+		}
 		errs = append(errs, fmt.Errorf("%s: %w", s, err))
 	}
 	return nil, pick(errs)
 }
 
-// pick returns the most telling of the sources' errors: one that says no
-// beats one that says nothing.
+// pick returns what the sources' errors come to. The registry that was named,
+// the last one, has the last word; that a mirror has failed before is told
+// beside it.
 func pick(errs []error) error {
-	for _, want := range []error{ErrDenied, ErrUnavailable, ErrNotFound} {
-		for i := len(errs) - 1; i >= 0; i-- {
-			if errors.Is(errs[i], want) {
-				return errs[i]
-			}
-		}
+	last := errs[len(errs)-1]
+	for i := len(errs) - 2; i >= 0; i-- {
+		last = fmt.Errorf("%w; mirror %v", last, errs[i])
 	}
-	return errors.Join(errs...)
+	return last
 }
 
 // sources lists where a reference may be read, in order.
-func (r *Resolver) sources(ref name.Reference, auth Auth) []source {
+func (r *Resolver) sources(ref name.Reference, auth Auth) ([]source, error) {
 	host, repo := ref.Context().RegistryStr(), ref.Context().RepositoryStr()
 	if host == "index.docker.io" {
 		host = "docker.io"
 	}
 	var all []source
 	for _, m := range r.opts.Mirrors[host] {
-		all = append(all, r.source(m.Host, repo, m.Scheme == "http", auth))
+		s, err := r.source(m.Host, repo, m.Scheme == "http", auth)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
 	}
-	return append(all, r.source(host, repo, false, auth))
+	s, err := r.source(host, repo, false, auth)
+	return append(all, s), err
 }
 
-func (r *Resolver) source(host, repo string, plain bool, auth Auth) source {
+func (r *Resolver) source(host, repo string, plain bool, auth Auth) (source, error) {
 	if r.opts.IsLocal(host) {
-		return &local{host: host, repo: r.opts.Local(repo), missing: r.opts.Denied}
+		return &local{host: host, repo: r.opts.Local(repo), missing: r.opts.Denied}, nil
 	}
-	for _, h := range r.opts.Insecure {
-		plain = plain || h == host
+	tr := r.opts.Client
+	if slices.Contains(r.opts.Insecure, host) {
+		plain, tr = true, r.lax
 	}
-	return &remoteSource{host: host, repo: repo, plain: plain, auth: auth, transport: r.opts.Client}
+	puller, err := remote.NewPuller(
+		remote.WithTransport(tr), remote.WithUserAgent("slipway"), remote.WithAuth(asked{auth, host}),
+		remote.WithRetryBackoff(remote.Backoff{Duration: r.opts.Pause, Factor: 3, Jitter: 0.1, Steps: 3}),
+	)
+	return &remoteSource{host: host, repo: repo, plain: plain, puller: puller}, err
 }
 
 // Default returns the platform of the daemon, or the one that s spells.

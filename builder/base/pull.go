@@ -1,6 +1,7 @@
 package base
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -72,7 +72,7 @@ func (r *Resolver) pull(ctx context.Context, c *layercache.Cache, img *Image, i 
 		return nil, err
 	}
 	for try := 1; ; try++ {
-		l, err := fetch(ctx, c, img, diffID, desc, o)
+		l, err := r.fetch(ctx, c, img, diffID, desc, o)
 		if err == nil {
 			return l, layer.Store(ctx, c, l, o.App)
 		}
@@ -80,18 +80,31 @@ func (r *Resolver) pull(ctx context.Context, c *layercache.Cache, img *Image, i 
 			return nil, err
 		}
 		r.opts.Log.WarnContext(ctx, "pull again", "ref", img.Ref, "layer", desc.Digest, "err", err)
-		select {
-		case <-time.After(time.Duration(try*try) * 250 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		if err := pause(ctx, time.Duration(try*try)*r.opts.Pause); err != nil {
+			return nil, err
 		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
 // fetch reads a blob once: into the cache, through the decompressor, the diff
 // ID and the ledger.
-func fetch(ctx context.Context, c *layercache.Cache, img *Image, diffID digest.Digest, desc ocispec.Descriptor, o PullOptions) (*layer.Layer, error) {
-	src, err := img.source.blob(ctx, desc)
+func (r *Resolver) fetch(ctx context.Context, c *layercache.Cache, img *Image, diffID digest.Digest, desc ocispec.Descriptor, o PullOptions) (*layer.Layer, error) {
+	reading, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	silence := time.AfterFunc(r.opts.Stall, func() { stop(fmt.Errorf("%w: no byte for %v", ErrUnavailable, r.opts.Stall)) })
+	defer silence.Stop()
+	src, err := img.source.blob(reading, desc)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +113,8 @@ func fetch(ctx context.Context, c *layercache.Cache, img *Image, diffID digest.D
 	if err != nil {
 		return nil, err
 	}
-	l, err := receive(ctx, c, &arrival{r: src, total: desc.Size, digest: desc.Digest, tell: o.Progress}, blob, desc, diffID, o.Max)
+	a := &arrival{ctx: reading, r: src, spool: blob, desc: desc, tell: o.Progress, alive: func() { silence.Reset(r.opts.Stall) }}
+	l, err := receive(ctx, c, a, blob, diffID, o.Max)
 	if err != nil {
 		blob.Abort(err)
 		return nil, err
@@ -108,87 +122,134 @@ func fetch(ctx context.Context, c *layercache.Cache, img *Image, diffID digest.D
 	return l, nil
 }
 
-func receive(ctx context.Context, c *layercache.Cache, src *arrival, blob *layercache.BlobWriter, desc ocispec.Descriptor, diffID digest.Digest, most int64) (*layer.Layer, error) {
-	tee := io.TeeReader(src, blob)
-	plain, err := compression.DecompressStream(tee)
-	if err != nil {
-		return nil, src.blame(fmt.Errorf("%w: %v", ErrInvalid, err))
-	}
-	defer plain.Close()
-	sum := digest.SHA256.Digester()
-	charge := limits.NewLedger(most).Begin(limits.Source{})
-	size, err := io.Copy(sum.Hash(), charge.Reader(plain))
-	delta, closeErr := charge.Close()
-	if err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		// What follows the compressed stream belongs to the blob too.
-		_, err = io.Copy(io.Discard, tee)
-	}
+func receive(ctx context.Context, c *layercache.Cache, src *arrival, blob *layercache.BlobWriter, diffID digest.Digest, most int64) (*layer.Layer, error) {
+	size, sum, delta, err := unpack(src, most)
 	if err != nil {
 		return nil, src.blame(err)
 	}
-	if got := sum.Digest(); got != diffID {
-		return nil, fmt.Errorf("%w: content has diff ID %s, the config says %s", ErrInvalid, got, diffID)
+	if sum != diffID {
+		return nil, fmt.Errorf("%w: content has diff ID %s, the config says %s", ErrInvalid, sum, diffID)
 	}
 	got, err := blob.Commit(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if got.Digest != desc.Digest {
-		return nil, fmt.Errorf("%w: blob has digest %s", ErrInvalid, got.Digest)
+	if got.Digest != src.desc.Digest || got.Size != src.desc.Size {
+		return nil, fmt.Errorf("%w: blob %s of %d bytes is %s of %d", ErrInvalid, src.desc.Digest, src.desc.Size, got.Digest, got.Size)
 	}
 	ledger, err := c.PutBytes(ctx, delta)
 	if err != nil {
 		return nil, err
 	}
 	src.end()
-	return &layer.Layer{DiffID: diffID, Descriptor: desc, Uncompressed: size, Ledger: ledger}, nil
+	return &layer.Layer{DiffID: diffID, Descriptor: src.desc, Uncompressed: size, Ledger: ledger}, nil
 }
 
-// arrival counts and bounds a blob's bytes and remembers how reading failed.
+// unpack reads src to its end and charges the tar in it.
+func unpack(src *arrival, most int64) (size int64, sum digest.Digest, delta limits.Delta, err error) {
+	plain, err := layer.Decompress(src)
+	if err != nil {
+		return 0, "", nil, err
+	}
+	defer plain.Close()
+	hash := digest.SHA256.Digester()
+	charge := limits.NewLedger(most).Begin(limits.Source{})
+	size, err = io.Copy(hash.Hash(), &bounded{r: charge.Reader(plain), src: src, most: cmp.Or(most, limits.DefaultMax)})
+	delta, closeErr := charge.Close()
+	if err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		// What follows the compressed stream belongs to the blob too.
+		_, err = io.Copy(io.Discard, src)
+	}
+	return size, hash.Digest(), delta, err
+}
+
+// bounded stops a stream that unpacks to much more than any root file system
+// within the limit needs: bytes that a ledger does not charge, after the end
+// of the archive for example, are not free either.
+type bounded struct {
+	r    io.Reader
+	src  *arrival
+	most int64 // of the root file system; below 0 means none
+	n    int64
+}
+
+// A layer's tar may be larger than what it adds: headers, names and entries
+// that replace each other.
+const slack = 1 << 30
+
+// maxRatio is what gzip can reach at most; more is nobody's layer.
+const maxRatio = 1100
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	b.n += int64(n)
+	if b.n > slack && (b.most >= 0 && b.n-slack > 2*b.most || b.n/maxRatio > b.src.n) {
+		return n, fmt.Errorf("%w: %d bytes unpack to more than %d", ErrInvalid, b.src.n, b.n)
+	}
+	return n, err
+}
+
+// An arrival is a blob on its way: what is read from it has been counted and
+// written to the spool. It remembers how reading or writing failed.
 type arrival struct {
-	r      io.Reader
-	n      int64
-	total  int64
-	digest digest.Digest
-	tell   Progress
-	told   time.Time
-	err    error
+	ctx   context.Context // of the reading
+	r     io.Reader
+	spool io.Writer
+	desc  ocispec.Descriptor
+	alive func()
+	n     int64
+	tell  Progress
+	told  time.Time
+	read  error // of r
+	wrote error // of spool
 }
 
 func (a *arrival) Read(p []byte) (int, error) {
 	n, err := a.r.Read(p)
+	a.alive()
 	a.n += int64(n)
-	if a.n > a.total {
-		err = fmt.Errorf("%w: blob is longer than the %d bytes of its descriptor", ErrInvalid, a.total)
+	if a.n > a.desc.Size {
+		err = fmt.Errorf("%w: blob is longer than the %d bytes of its descriptor", ErrInvalid, a.desc.Size)
 	}
 	if err != nil && err != io.EOF {
-		a.err = err
+		a.read = err
+	}
+	if _, a.wrote = a.spool.Write(p[:n]); a.wrote != nil {
+		return 0, a.wrote
 	}
 	if now := time.Now(); a.tell != nil && now.Sub(a.told) > 200*time.Millisecond {
 		a.told = now
-		a.tell(a.digest, a.n, a.total, false)
+		a.tell(a.desc.Digest, a.n, a.desc.Size, false)
 	}
 	return n, err
 }
 
 func (a *arrival) end() {
 	if a.tell != nil {
-		a.tell(a.digest, a.n, a.total, true)
+		a.tell(a.desc.Digest, a.n, a.desc.Size, true)
 	}
 }
 
-// blame tells a connection that broke from content that is wrong: what the
-// reader met comes before what the decompressor made of it.
+// blame tells a connection that broke, and a disk that is full, from content
+// that is wrong: what the reader met comes before what the decompressor made
+// of it.
 func (a *arrival) blame(err error) error {
 	var size *limits.SizeError
 	switch {
-	case errors.As(err, &size), errors.Is(a.err, ErrInvalid):
+	case errors.As(err, &size), errors.Is(err, ErrInvalid):
 		return err
-	case a.err != nil:
-		return fmt.Errorf("%w: %v", ErrUnavailable, a.err)
+	case a.wrote != nil:
+		return a.wrote
+	case context.Cause(a.ctx) != nil:
+		return context.Cause(a.ctx)
+	case errors.Is(a.read, ErrInvalid), a.read != nil && a.n == a.desc.Size:
+		// All of it came, and the last read says that it is something else.
+		return fmt.Errorf("%w: %v", ErrInvalid, a.read)
+	case a.read != nil, a.n < a.desc.Size && errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: %v", ErrUnavailable, withoutQuery(cmp.Or(a.read, err)))
 	}
 	return fmt.Errorf("%w: %v", ErrInvalid, err)
 }
@@ -198,6 +259,8 @@ func ociType(mt string) string {
 	switch {
 	case mt == images.MediaTypeDockerSchema2LayerGzip:
 		return ocispec.MediaTypeImageLayerGzip
+	case mt == images.MediaTypeDockerSchema2LayerZstd:
+		return ocispec.MediaTypeImageLayerZstd
 	case mt == images.MediaTypeDockerSchema2Layer:
 		return ocispec.MediaTypeImageLayer
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -43,22 +44,25 @@ func (l *local) blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, 
 	if err != nil {
 		return nil, l.wrap(err)
 	}
-	return os.Open(path)
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: the file of blob %s is gone", ErrNotFound, d.Digest)
+	}
+	return f, err
 }
 
 func (l *local) wrap(err error) error {
-	if err != nil && l.missing != nil && l.missing(err) {
+	if err != nil && l.missing(err) {
 		return fmt.Errorf("%w: %v", ErrNotFound, err)
 	}
 	return err
 }
 
-// remoteSource reads a registry over HTTP.
+// remoteSource reads a registry over HTTP. It logs in once.
 type remoteSource struct {
 	host, repo string
 	plain      bool
-	auth       Auth
-	transport  http.RoundTripper
+	puller     *remote.Puller
 }
 
 func (r *remoteSource) String() string { return r.host }
@@ -68,7 +72,7 @@ func (r *remoteSource) manifest(ctx context.Context, ref string) (ocispec.Descri
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err
 	}
-	got, err := remote.Get(parsed, r.options(ctx)...)
+	got, err := r.puller.Get(ctx, parsed)
 	if err != nil {
 		return ocispec.Descriptor{}, nil, classify(ctx, err)
 	}
@@ -82,7 +86,11 @@ func (r *remoteSource) blob(ctx context.Context, d ocispec.Descriptor) (io.ReadC
 	if err != nil {
 		return nil, err
 	}
-	l, err := remote.Layer(ref.(name.Digest), r.options(ctx)...)
+	byDigest, ok := ref.(name.Digest)
+	if !ok {
+		return nil, fmt.Errorf("%w: %q is no digest of a blob", ErrInvalid, d.Digest)
+	}
+	l, err := r.puller.Layer(ctx, byDigest)
 	if err != nil {
 		return nil, classify(ctx, err)
 	}
@@ -109,34 +117,50 @@ func (r *remoteSource) reference(ref string) (name.Reference, error) {
 	return parsed, nil
 }
 
-func (r *remoteSource) options(ctx context.Context) []remote.Option {
-	return []remote.Option{
-		remote.WithContext(ctx),
-		remote.WithTransport(r.transport),
-		remote.WithUserAgent("slipway"),
-		remote.WithAuth(asked{ctx, r}),
-	}
-}
-
 // asked gets credentials when the registry's challenge needs them.
 type asked struct {
-	ctx context.Context // of one registry operation
-	src *remoteSource
+	auth Auth // may be nil
+	host string
 }
 
+var (
+	_ authn.Authenticator        = asked{}
+	_ authn.ContextAuthenticator = asked{}
+)
+
+// Authorization implements authn.Authenticator. A ContextAuthenticator is
+// asked by the other method.
 func (a asked) Authorization() (*authn.AuthConfig, error) {
-	if a.src.auth == nil {
+	return a.AuthorizationContext(context.Background())
+}
+
+// AuthorizationContext implements authn.ContextAuthenticator.
+func (a asked) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
+	if a.auth == nil {
 		return &authn.AuthConfig{}, nil
 	}
-	cfg, err := a.src.auth(a.ctx, a.src.host)
-	return &cfg, err
+	cfg, err := a.auth(ctx, a.host)
+	if err != nil {
+		return nil, &authError{err}
+	}
+	return &cfg, nil
 }
+
+// An authError is a failure to get credentials: no word of the registry.
+type authError struct{ err error }
+
+func (e *authError) Error() string { return e.err.Error() }
 
 // classify gives a registry's answer one of this package's sentinels.
 func classify(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
+	var unasked *authError
+	if errors.As(err, &unasked) {
+		return unasked.err
+	}
+	err = withoutQuery(err)
 	var answer *transport.Error
 	if !errors.As(err, &answer) {
 		return fmt.Errorf("%w: %v", ErrUnavailable, err)
@@ -148,4 +172,18 @@ func classify(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %v", ErrDenied, err)
 	}
 	return fmt.Errorf("%w: %v", ErrUnavailable, err)
+}
+
+// withoutQuery takes the query out of an address that could not be reached:
+// the one of a redirect is a password.
+func withoutQuery(err error) error {
+	var at *url.Error
+	if !errors.As(err, &at) {
+		return err
+	}
+	if u, parseErr := url.Parse(at.URL); parseErr == nil {
+		u.RawQuery, u.User = "", nil
+		return &url.Error{Op: at.Op, URL: u.String(), Err: at.Err}
+	}
+	return at.Err
 }

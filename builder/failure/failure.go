@@ -83,6 +83,9 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
+	if e.Code == Internal && e.Err != nil {
+		return fmt.Sprintf("%s: %v", e.Code, e.Err)
+	}
 	if e.Line > 0 {
 		return fmt.Sprintf("%s: line %d: %s", e.Code, e.Line, e.Message)
 	}
@@ -112,8 +115,8 @@ func At(err error, phase string, line int) error {
 }
 
 // As returns err as an Error: the one it wraps, or one made for a cause that
-// every stage may meet. What nobody foresaw is an internal error with err's
-// own text.
+// every stage may meet. What nobody foresaw is an internal error, whose Message
+// keeps err's text to itself; Error tells it to the log.
 func As(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {
@@ -123,17 +126,17 @@ func As(err error) *Error {
 	switch {
 	case errors.As(err, &size):
 		return tooLarge(size, err)
-	case errors.Is(err, syscall.ENOSPC):
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return &Error{Code: DiskFull, Blame: Builder, Retryable: true, Err: err,
 			Message: "the daemon's disk is full",
 			Hint:    "free disk space or run slipway cache prune, then deploy again; finished steps stay cached"}
 	case errors.Is(err, context.Canceled):
 		return &Error{Code: Cancelled, Blame: User, Retryable: true, Err: err, Message: "the build was cancelled"}
 	case errors.Is(err, context.DeadlineExceeded):
-		return &Error{Code: Timeout, Blame: Builder, Retryable: true, Err: err, Message: "the build took too long",
+		return &Error{Code: Timeout, Blame: User, Retryable: true, Err: err, Message: "the build took too long",
 			Hint: "the operator sets the time limit with --build-timeout"}
 	}
-	return &Error{Code: Internal, Blame: Builder, Retryable: true, Message: err.Error(), Err: err,
+	return &Error{Code: Internal, Blame: Builder, Retryable: true, Message: "internal error", Err: err,
 		Hint: "the daemon's log has more; deploy again, and report it if it stays"}
 }
 

@@ -250,6 +250,12 @@ var logTests = map[string]func(*testing.T, fleet.Engine){
 		if !errors.Is(got, context.Canceled) {
 			t.Errorf("ended with %v, want %v", got, context.Canceled)
 		}
+		leaving, leave := context.WithCancel(waiting(t))
+		for range e.Watch(leaving, "a", 1) {
+			leave() // and yet it must not be called again
+			break
+		}
+		leave()
 		closeLog(t, l)
 	},
 

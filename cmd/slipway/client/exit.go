@@ -21,6 +21,8 @@ var exitByCode = map[string]int{
 	CodeUnauthorized: ExitAuth,
 	CodeUnavailable:  ExitUnavailable,
 	CodeBusy:         ExitUnavailable,
+	"daemon_stopped": ExitUnavailable,
+	"disk_full":      ExitUnavailable,
 	CodeCancelled:    ExitCancelled,
 }
 
