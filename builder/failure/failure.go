@@ -143,8 +143,15 @@ func As(err error) *Error {
 func tooLarge(size *limits.SizeError, err error) *Error {
 	return &Error{
 		Code: TooLarge, Blame: User, Size: &size.Report, Err: err,
-		Message: fmt.Sprintf("unpacked root file system reached %.2f of %.2f GB at %s",
-			float64(size.Total)/1e9, float64(size.Max)/1e9, size.Path),
-		Hint: "build in one stage and copy the result into a smaller base, or leave large paths out with .dockerignore; nothing was pushed, finished steps stay cached",
+		Message: fmt.Sprintf("unpacked root file system reached %s of %s at %s", bytes(size.Total), bytes(size.Max), size.Path),
+		Hint:    "build in one stage and copy the result into a smaller base, or leave large paths out with .dockerignore",
 	}
+}
+
+// bytes writes a size for people, in a unit that shows three digits.
+func bytes(n int64) string {
+	if n < 1e9 {
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	}
+	return fmt.Sprintf("%.2f GB", float64(n)/1e9)
 }

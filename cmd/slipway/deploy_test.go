@@ -120,7 +120,7 @@ func TestDeployExitCodes(t *testing.T) {
 		want  int
 	}{
 		{"internal", builder, "build", 1},
-		{"disk_full", builder, "build", 1},
+		{"disk_full", builder, "build", 6},
 		{"step_failed", user, "build", 2},
 		{"dockerfile_invalid", user, "preflight", 2},
 		{"base_not_found", user, "preflight", 2},
