@@ -15,7 +15,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
 
 // baseName is the image that the workloads' Dockerfiles begin with, as a path
@@ -114,8 +113,8 @@ func pushBase(ctx context.Context, img v1.Image, host string, auth authn.Authent
 	return nil
 }
 
-// check pulls an image back and verifies every digest of it. It returns the
-// sum of its compressed layers.
+// check pulls an image back and verifies its layers: digest, size, and the
+// identity of what they hold. It returns the sum of their sizes.
 func check(ctx context.Context, image string, auth authn.Authenticator) (int64, error) {
 	ref, err := name.ParseReference(image, name.Insecure)
 	if err != nil {
@@ -125,16 +124,42 @@ func check(ctx context.Context, image string, auth authn.Authenticator) (int64, 
 	if err != nil {
 		return 0, err
 	}
-	if err := validate.Image(img); err != nil {
-		return 0, fmt.Errorf("%s: %w", image, err)
-	}
-	m, err := img.Manifest()
+	conf, err := img.ConfigFile()
 	if err != nil {
 		return 0, err
 	}
+	layers, err := img.Layers()
+	if err != nil {
+		return 0, err
+	}
+	if len(layers) != len(conf.RootFS.DiffIDs) {
+		return 0, fmt.Errorf("%s: %d layers, but %d diff IDs", image, len(layers), len(conf.RootFS.DiffIDs))
+	}
 	var sum int64
-	for _, l := range m.Layers {
-		sum += l.Size
+	for i, l := range layers {
+		n, err := checkLayer(l, conf.RootFS.DiffIDs[i])
+		if err != nil {
+			return 0, fmt.Errorf("%s: layer %d: %w", image, i, err)
+		}
+		sum += n
 	}
 	return sum, nil
+}
+
+// checkLayer reads a layer. The registry's client checks digest and size on
+// the way.
+func checkLayer(l v1.Layer, want v1.Hash) (int64, error) {
+	r, err := l.Uncompressed()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = r.Close() }()
+	got, _, err := v1.SHA256(r)
+	if err != nil {
+		return 0, err
+	}
+	if got != want {
+		return 0, fmt.Errorf("unpacks to %s, want %s", got, want)
+	}
+	return l.Size()
 }

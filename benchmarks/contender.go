@@ -76,7 +76,7 @@ func contenders(o options) ([]contender, error) {
 // fresh makes the contender's folder anew and opens it.
 func (c contender) fresh(ctx context.Context, b *bench) (tool, error) {
 	dir := filepath.Join(b.opts.work, "roots", c.name)
-	if err := clear(dir); err != nil {
+	if err := wipe(dir); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {

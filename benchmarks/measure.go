@@ -14,15 +14,14 @@ import (
 // A sample is one deploy, measured from outside: the client's wall time, and
 // the processor time and memory of everything that works for it.
 type sample struct {
-	Round      int                `json:"round"`
-	Wall       float64            `json:"wall_s"`
-	CPU        float64            `json:"cpu_s"`      // all processes: client, daemon with its RUN steps, registry
-	CPUOf      map[string]float64 `json:"cpu_of_s"`   // by process
-	Peak       int64              `json:"peak_bytes"` // resident memory of the daemon during the deploy
-	ClientPeak int64              `json:"client_peak_bytes"`
-	Sent       int64              `json:"sent_bytes"` // file content that the client sent, uncompressed
-	Phases     map[string]float64 `json:"phases_s,omitempty"`
-	Load       float64            `json:"load"` // of the machine as the deploy began
+	Round  int                `json:"round"`
+	Wall   float64            `json:"wall_s"`
+	CPU    float64            `json:"cpu_s"`      // all processes: client, daemon with its RUN steps, registry
+	CPUOf  map[string]float64 `json:"cpu_of_s"`   // by process
+	Peak   int64              `json:"peak_bytes"` // resident memory of the daemon during the deploy
+	Sent   int64              `json:"sent_bytes"` // file content that the client sent, uncompressed
+	Phases map[string]float64 `json:"phases_s,omitempty"`
+	Load   float64            `json:"load"` // of the machine as the deploy began
 }
 
 // settle lets what ended before have no part in what is measured next.
@@ -56,9 +55,6 @@ func measure(ctx context.Context, cmd *exec.Cmd, daemons []*process) (sample, []
 	time.Sleep(200 * time.Millisecond) // what the daemon still does belongs to the deploy
 	s.CPUOf["client"] = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
 	s.CPU = s.CPUOf["client"]
-	if ru, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		s.ClientPeak = ru.Maxrss * 1024
-	}
 	for i, d := range daemons {
 		after, err := d.cpu()
 		if err != nil {

@@ -11,6 +11,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // Workload A: what a medium application with its runtime looks like.
@@ -82,7 +84,8 @@ func prepare(o options) (*workload, error) {
 }
 
 // fresh replaces workload A by a copy of what was generated, as a new
-// checkout would be: same contents, new times, new inodes.
+// checkout would be: same contents, new times, new inodes. It returns when the
+// times are old enough for caches that distrust what has just changed.
 func (w *workload) fresh() error {
 	if err := os.RemoveAll(w.A); err != nil {
 		return err
@@ -90,6 +93,8 @@ func (w *workload) fresh() error {
 	if err := os.CopyFS(w.A, os.DirFS(w.first)); err != nil {
 		return fmt.Errorf("copy the context: %w", err)
 	}
+	syscall.Sync()
+	time.Sleep(2 * time.Second)
 	return nil
 }
 

@@ -85,8 +85,9 @@ type Job struct {
 // An Image is what a pipeline made.
 type Image struct {
 	Config dockerspec.DockerOCIImage
-	Layers []*layer.Layer // lowest first
-	RootFS int64          // bytes unpacked, as package limits counts them
+	Layers []*layer.Layer   // lowest first
+	RootFS int64            // bytes unpacked, as package limits counts them
+	Keys   []layercache.Key // of the steps, for the cache to keep longest; may be empty
 	Steps  int
 	Cached int
 }
@@ -109,7 +110,6 @@ type Options struct {
 	Pipelines   map[slipwayv1.Pipeline]Pipeline
 	MaxSize     int64            // of an unpacked root file system; 0 means 8 GB
 	Compression compress.Options // default of builds that name none
-	Parallel    int              // compressors of one layer; 0 means all cores
 	Timeout     time.Duration    // of one build; 0 means none
 	Observe     Observer         // may be nil
 	Log         *slog.Logger

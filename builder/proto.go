@@ -1,6 +1,8 @@
 package builder
 
 import (
+	"unicode/utf8"
+
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
@@ -18,7 +20,7 @@ var blames = map[failure.Blame]slipwayv1.Blame{
 func Proto(e *failure.Error) *slipwayv1.Error {
 	return &slipwayv1.Error{
 		Code: e.Code, Phase: e.Phase, Blame: blames[e.Blame], Retryable: e.Retryable,
-		Line: uint32(e.Line), ExitCode: int32(e.ExitCode), Message: e.Message, Hint: e.Hint,
+		Line: uint32(e.Line), ExitCode: int32(e.ExitCode), Message: clip(e.Message, maxMessage), Hint: e.Hint,
 		Size: sizeReport(e.Size),
 	}
 }
@@ -32,7 +34,7 @@ func sizeReport(r *limits.Report) *slipwayv1.SizeReport {
 		LargestPaths: pathSizes(r.Paths), LargestDirectories: pathSizes(r.Dirs),
 	}
 	for _, s := range r.Sources {
-		out.Lines = append(out.Lines, &slipwayv1.LineSize{Line: uint32(s.Line), Source: s.Text, Bytes: s.Bytes})
+		out.Lines = append(out.Lines, &slipwayv1.LineSize{Line: uint32(s.Line), Source: clip(s.Text, maxSource), Bytes: s.Bytes})
 	}
 	return out
 }
@@ -43,6 +45,25 @@ func pathSizes(in []limits.PathSize) []*slipwayv1.PathSize {
 		out = append(out, &slipwayv1.PathSize{Path: p.Path, Bytes: uint64(p.Bytes)})
 	}
 	return out
+}
+
+// A result must fit into one entry of the log, whatever the Dockerfile holds:
+// a here-document is one instruction of any length.
+const (
+	maxMessage = 8 << 10
+	maxSource  = 1 << 10
+	maxLine    = 300
+)
+
+// clip shortens s to n bytes and some, between characters.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "…"
 }
 
 // compression returns what a request asks for, on top of the default.

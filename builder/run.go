@@ -2,11 +2,13 @@ package builder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/slipwayhq/slipway/builder/base"
@@ -16,10 +18,6 @@ import (
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
-
-// leaseTTL outlives the longest build; a lease left by a daemon that died is
-// dropped when the store opens.
-const leaseTTL = 24 * time.Hour
 
 // A run is one build under way.
 type run struct {
@@ -43,7 +41,8 @@ func newRun(b *Builder, req Request, s Session) *run {
 
 func (r *run) run(ctx context.Context) error {
 	cache := r.b.opts.Cache.Org(r.req.Org)
-	lease, err := cache.Lease(ctx, "build-"+r.req.ID, leaseTTL)
+	// What the build uses is held until it ends. Then the cache decides.
+	lease, err := cache.Lease(ctx, "build-"+r.req.ID, 0)
 	if err != nil {
 		return err
 	}
@@ -58,7 +57,42 @@ func (r *run) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.buildAndPush(ctx, plan)
+	if err := r.detach(ctx); err != nil {
+		return err
+	}
+	if err := r.buildAndPush(ctx, plan); err != nil {
+		return err
+	}
+	r.mark(ctx, cache)
+	return nil
+}
+
+// detach has the client of a detached build send all that the store lacks at
+// once, so that it may leave.
+func (r *run) detach(ctx context.Context) error {
+	if !r.req.Detach || r.req.GetContext() == nil {
+		return nil
+	}
+	m, err := r.session.Manifest(ctx)
+	if err != nil {
+		return failure.At(err, failure.Context, 0)
+	}
+	all := make([]int, len(m.Entries))
+	for i := range all {
+		all[i] = i
+	}
+	return failure.At(r.session.Need(ctx, all), failure.Context, 0)
+}
+
+// mark tells the cache what the app's last good build needs.
+func (r *run) mark(ctx context.Context, cache *layercache.Cache) {
+	var layers []digest.Digest
+	for _, l := range r.image.Layers {
+		layers = append(layers, l.DiffID)
+	}
+	if err := cache.MarkBuild(ctx, r.req.App, r.image.Keys, layers); err != nil {
+		r.b.opts.Log.WarnContext(ctx, "mark build", "build", r.req.ID, "err", err)
+	}
 }
 
 // job checks the request and gives it its means.
@@ -105,7 +139,8 @@ func (r *run) preflight(ctx context.Context, job *Job) (Plan, error) {
 		plan, err = pipeline.Plan(gctx, job)
 		return failure.At(err, failure.Preflight, 0)
 	})
-	return plan, g.Wait()
+	err := g.Wait()
+	return plan, err
 }
 
 // openSinks opens the repositories that the image goes to.
@@ -119,6 +154,9 @@ func (r *run) openSinks(ctx context.Context) error {
 	}
 	for _, name := range names {
 		s, err := r.openSink(ctx, name)
+		if err != nil && failure.As(err).Code == failure.Internal {
+			err = failure.Userf(failure.InvalidArgument, "give a target as host/path or host/path:tag", "cannot push to %s: %v", name, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -128,14 +166,22 @@ func (r *run) openSinks(ctx context.Context) error {
 }
 
 func (r *run) buildAndPush(ctx context.Context, plan Plan) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	for _, s := range r.sinks {
-		s.start(ctx)
-		defer func() { s.abort(context.Canceled) }()
+		s.start(ctx, stop)
+		defer s.abort(context.Canceled)
 	}
 	image, err := r.build(ctx, plan)
 	if err != nil {
-		return err
+		return refused(ctx, err)
 	}
+	return refused(ctx, r.push(ctx, image))
+}
+
+// push completes the push everywhere before any registry gets a manifest: one
+// that refuses a blob must not leave the image at another.
+func (r *run) push(ctx context.Context, image *Image) error {
 	r.current = failure.Push
 	defer r.phase(slipwayv1.PhaseName_PHASE_NAME_PUSH, &r.timings.Push)()
 	made, err := assemble(ctx, r.b.opts.Cache.Org(r.req.Org), image)
@@ -143,11 +189,26 @@ func (r *run) buildAndPush(ctx context.Context, plan Plan) error {
 		return err
 	}
 	r.pushed = made
-	g, gctx := errgroup.WithContext(ctx)
-	for _, s := range r.sinks {
-		g.Go(func() error { return failure.At(s.finish(gctx, made), failure.Push, 0) })
+	for _, step := range []func(*sink, context.Context, *pushedImage) error{(*sink).blobs, (*sink).manifest} {
+		g, gctx := errgroup.WithContext(ctx)
+		for _, s := range r.sinks {
+			g.Go(func() error { return failure.At(step(s, gctx, made), failure.Push, 0) })
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
 	}
-	return g.Wait()
+	return nil
+}
+
+// refused returns the refusal of a registry that stopped the build, if that is
+// why it ended, else err.
+func refused(ctx context.Context, err error) error {
+	var r *refusal
+	if err != nil && errors.As(context.Cause(ctx), &r) {
+		return r.Unwrap()
+	}
+	return err
 }
 
 func (r *run) build(ctx context.Context, plan Plan) (*Image, error) {
@@ -255,7 +316,7 @@ func (r *run) describe(out *slipwayv1.Result) {
 	for _, l := range r.image.Layers {
 		p := &slipwayv1.Layer{
 			Digest: l.Descriptor.Digest.String(), DiffId: l.DiffID.String(), Size: uint64(l.Descriptor.Size),
-			Uncompressed: uint64(l.Uncompressed), CreatedBy: l.CreatedBy, Cached: l.Cached, MediaType: l.Descriptor.MediaType,
+			Uncompressed: uint64(l.Uncompressed), CreatedBy: clip(l.CreatedBy, maxSource), Cached: l.Cached, MediaType: l.Descriptor.MediaType,
 		}
 		out.UncompressedBytes += p.Uncompressed
 		out.CompressedBytes += p.Size
@@ -289,7 +350,7 @@ func excerpt(file []byte, line int) string {
 		if n == line {
 			mark = ">"
 		}
-		fmt.Fprintf(&b, "%s %3d | %s\n", mark, n, lines[n-1])
+		fmt.Fprintf(&b, "%s %3d | %s\n", mark, n, clip(lines[n-1], maxLine))
 	}
 	return b.String()
 }

@@ -3,6 +3,7 @@ package builder
 import (
 	"context"
 	"errors"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -20,13 +21,21 @@ type sink struct {
 	remote Remote
 	tag    string
 	push   *pushd.Push
-	early  int64 // bytes that had gone up when the build phase ended
+	stop   context.CancelCauseFunc // ends the build
+	early  int64                   // bytes that had gone up when the build phase ended
 
 	mu      sync.Mutex
-	uploads map[*layer.Pending]*pushd.Upload
+	uploads []*pushd.Upload // of layers
 	done    map[digest.Digest]pushd.Outcome
-	added   []*layer.Pending
 }
+
+// A refusal is the cause of a build that ends because a registry does not take
+// what it makes.
+type refusal struct{ err error }
+
+func (r *refusal) Error() string { return r.err.Error() }
+
+func (r *refusal) Unwrap() error { return r.err }
 
 // openSink opens the repository of a target, "host/path[:tag]" or "" for the
 // app's own.
@@ -38,12 +47,19 @@ func (r *run) openSink(ctx context.Context, target string) (*sink, error) {
 	if tag == "" {
 		tag = "deployment-" + r.req.ID
 	}
+	if !validTag.MatchString(tag) {
+		return nil, failure.Userf(failure.InvalidArgument, "use letters, digits, dots, dashes and underscores, 128 at most", "%q is no tag for an image", tag)
+	}
 	remote, err := r.b.opts.Destination(ctx, name, r.req.App, r.session.Credentials)
 	if err != nil {
 		return nil, err
 	}
-	return &sink{run: r, remote: remote, tag: tag, uploads: map[*layer.Pending]*pushd.Upload{}, done: map[digest.Digest]pushd.Outcome{}}, nil
+	return &sink{run: r, remote: remote, tag: tag, done: map[digest.Digest]pushd.Outcome{}}, nil
 }
+
+// validTag is the form of an image's tag (OCI distribution spec, pulling
+// manifests).
+var validTag = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 
 // splitTag splits "host/path:tag"; a colon before the last slash is a port.
 func splitTag(s string) (name, tag string) {
@@ -61,9 +77,10 @@ func (s *sink) probe(ctx context.Context) error {
 	return registryFailure(s.remote.Target.Probe(ctx))
 }
 
-// start opens the push.
-func (s *sink) start(ctx context.Context) {
-	s.push = s.run.b.opts.Engine.Push(ctx, s.remote.Target, s.progress)
+// start opens the push. A registry that refuses a layer stops the build: what
+// it would still make could not go anywhere.
+func (s *sink) start(ctx context.Context, stop context.CancelCauseFunc) {
+	s.push, s.stop = s.run.b.opts.Engine.Push(ctx, s.remote.Target, s.progress), stop
 }
 
 // add sends a layer that may still be growing.
@@ -75,8 +92,7 @@ func (s *sink) add(p *layer.Pending) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.uploads[p] = s.push.Add(blob)
-	s.added = append(s.added, p)
+	s.uploads = append(s.uploads, s.push.Add(blob))
 }
 
 // repositories keeps of "host/path" names the paths on the target's host.
@@ -96,25 +112,38 @@ func (s *sink) abort(cause error) { s.push.Abort(cause) }
 
 func (s *sink) markEarly() { s.early = s.push.Account().WireBytes }
 
-// finish sends the config and, when every blob is there, the manifest.
-func (s *sink) finish(ctx context.Context, img *pushedImage) error {
-	s.push.Add(pushd.Blob{Name: "config", Descriptor: img.config, Source: img.configBlob})
-	if err := s.push.Manifest(ctx, img.manifest, img.raw, s.tag); err != nil {
-		return registryFailure(err)
-	}
+// blobs sends the config and returns when every blob is there.
+func (s *sink) blobs(ctx context.Context, img *pushedImage) error {
+	config := s.push.Add(pushd.Blob{Name: "config", Descriptor: img.config, Source: img.configBlob})
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, u := range s.uploads {
+	uploads := s.uploads
+	s.mu.Unlock()
+	done := map[digest.Digest]pushd.Outcome{}
+	for _, u := range uploads {
 		desc, outcome, err := u.Wait(ctx)
 		if err != nil {
 			return registryFailure(err)
 		}
-		s.done[desc.Digest] = outcome
 		if o := s.run.b.opts.Observe; o != nil {
 			o.Pushed(string(outcome), desc.Size)
 		}
+		// An image may have a layer twice; the second one is always present.
+		if before, twice := done[desc.Digest]; !twice || before == pushd.Present {
+			done[desc.Digest] = outcome
+		}
 	}
+	if _, _, err := config.Wait(ctx); err != nil {
+		return registryFailure(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.done = done
 	return nil
+}
+
+// manifest makes the image known. It comes last.
+func (s *sink) manifest(ctx context.Context, img *pushedImage) error {
+	return registryFailure(s.push.Manifest(ctx, img.manifest, img.raw, s.tag))
 }
 
 var outcomes = map[pushd.Outcome]slipwayv1.PushOutcome{
@@ -139,17 +168,36 @@ func (s *sink) progress(p pushd.Progress) {
 		Digest: p.Digest.String(), Bytes: uint64(p.Sent), Total: uint64(p.Size),
 		Retries: uint32(p.Retries), Target: s.remote.Name, BytesPerSecond: p.Rate,
 	}
-	if p.State == pushd.Done {
+	switch p.State {
+	case pushd.Done:
 		e.Outcome = outcomes[p.Outcome]
+	case pushd.Failed:
+		s.failed(p.Err)
 	}
 	s.run.session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Push{Push: e}})
 }
 
+// failed stops the build when a registry refused a layer. That a layer could
+// not be made is the build's own affair.
+func (s *sink) failed(err error) {
+	if known := refusalOf(err); known != nil {
+		s.stop(&refusal{known})
+	}
+}
+
 // registryFailure names what a registry's refusal means for the user.
 func registryFailure(err error) error {
+	if known := refusalOf(err); known != nil {
+		return known
+	}
+	return err
+}
+
+// refusalOf returns a registry's refusal as a failure, nil for other errors.
+func refusalOf(err error) *failure.Error {
 	var known *failure.Error
 	if err == nil || errors.As(err, &known) {
-		return err
+		return nil
 	}
 	e := &failure.Error{Phase: failure.Push, Blame: failure.Registry, Message: err.Error(), Err: err}
 	switch {
@@ -166,7 +214,7 @@ func registryFailure(err error) error {
 	case errors.Is(err, pushd.ErrRefused), errors.Is(err, pushd.ErrBlobUnknown):
 		e.Code, e.Hint = failure.RegistryRefused, "the registry's own message says why; its operator can tell more"
 	default:
-		return err
+		return nil
 	}
 	return e
 }

@@ -70,7 +70,7 @@ func (f *Front) Build(stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, sl
 	if err != nil {
 		return err
 	}
-	return f.converse(ctx, stream, s, out)
+	return f.converse(ctx, stream, b, s, out)
 }
 
 // A sender serialises what goes to one client.
@@ -187,7 +187,7 @@ func (f *Front) refuse(ctx context.Context, b *records.Build, log fleet.Log, err
 
 // converse relays between the client and the build until the result is out
 // or the client has gone.
-func (f *Front) converse(ctx context.Context, stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse], s *session, out *sender) error {
+func (f *Front) converse(ctx context.Context, stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse], b *records.Build, s *session, out *sender) error {
 	leave := f.hub.watch(s.id)
 	defer leave()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -195,7 +195,7 @@ func (f *Front) converse(ctx context.Context, stream grpc.BidiStreamingServer[sl
 	go f.listen(ctx, stop, stream, s)
 	var told sync.WaitGroup
 	told.Go(func() { f.positions(ctx, s) })
-	err := f.follow(ctx, s.id, 1, false, out.event)
+	err := f.toResult(ctx, b, 1, out.event)
 	// What waits for the client must not wait on.
 	s.leave(errClientLost)
 	stop(nil)

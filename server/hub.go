@@ -92,7 +92,7 @@ func (h *hub) unwatch(id string) {
 	}
 	var timer *time.Timer
 	timer = time.AfterFunc(h.grace, func() {
-		if h.expire(id, timer) {
+		if h.expire(id, &timer) {
 			h.abandon(id, errAbandoned)
 		}
 	})
@@ -106,11 +106,11 @@ var errAbandoned = &failure.Error{
 }
 
 // expire reports whether a timer that has fired still counts: somebody may
-// have come back in the meantime.
-func (h *hub) expire(id string, timer *time.Timer) bool {
+// have come back in the meantime. The timer itself is set under the lock.
+func (h *hub) expire(id string, timer **time.Timer) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.timers[id] != timer {
+	if h.timers[id] != *timer {
 		return false
 	}
 	delete(h.timers, id)

@@ -2,6 +2,8 @@ package classic
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,8 +23,7 @@ func (s *stage) begin(ctx, steps context.Context, st *step, done *slipwayv1.Step
 	var err error
 	switch {
 	case s.from != nil:
-		s.node, err = s.from.result(steps)
-		s.busted = err == nil && s.from.busted && !s.node.isMade()
+		s.node, err = s.fromStage(ctx, steps, st, done)
 	case s.base != nil:
 		s.node, err = s.fromImage(steps, st, done)
 	default:
@@ -31,16 +32,43 @@ func (s *stage) begin(ctx, steps context.Context, st *step, done *slipwayv1.Step
 	if err != nil {
 		return err
 	}
-	if s.from != nil {
-		// A node of its own, so that the stage's steps are counted as its own.
-		done.Cached = !s.from.busted
-		return nil
-	}
-	if triggers := s.node.image.Config.OnBuild; len(triggers) > 0 {
-		s.node.image.Config.OnBuild = nil
-		return s.trigger(ctx, steps, st, triggers, done)
+	if len(s.triggers) > 0 {
+		return s.trigger(ctx, steps, st, done)
 	}
 	return nil
+}
+
+// fromStage returns a node of this stage's own for the image of another: what
+// a child does not inherit is gone.
+func (s *stage) fromStage(ctx, steps context.Context, st *step, done *slipwayv1.StepDone) (*node, error) {
+	below, err := s.from.result(steps)
+	if err != nil {
+		return nil, err
+	}
+	n := &node{parent: below, stage: s, step: st, image: cloneImage(below.image), made: make(chan struct{}),
+		plain: true, from: true, cached: !s.from.busted}
+	n.image.Author, n.image.Config.OnBuild = "", nil
+	n.image.Config.Env = withPath(n.image.Config.Env)
+	done.Cached = n.cached
+	// Layers still in the making were not found in the cache, and what stands
+	// on them will not be either.
+	s.busted = s.from.busted && !below.isMade()
+	s.build.passes.Go(func() {
+		defer close(n.made)
+		if n.err = below.wait(ctx); n.err == nil {
+			n.rootfs, n.peak = below.rootfs, below.peak
+			n.err = n.identify()
+		}
+	})
+	return n, nil
+}
+
+// withPath adds the default PATH where there is none.
+func withPath(env []string) []string {
+	if slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "PATH=") }) {
+		return env
+	}
+	return append(env, defaultPath)
 }
 
 func (s *stage) fromScratch(st *step) *node {
@@ -71,6 +99,7 @@ func (s *stage) fromImage(ctx context.Context, st *step, done *slipwayv1.StepDon
 		return nil, err
 	}
 	n.settle()
+	n.image.Config.OnBuild = nil
 	done.Cached = true
 	if n.err != nil || !s.final {
 		return n, n.err
@@ -83,9 +112,7 @@ func baseConfig(in dockerspec.DockerOCIImage) dockerspec.DockerOCIImage {
 	out := cloneImage(in)
 	out.Author, out.Created, out.History = "", nil, nil
 	out.RootFS.DiffIDs = nil
-	if len(out.Config.Env) == 0 {
-		out.Config.Env = []string{defaultPath}
-	}
+	out.Config.Env = withPath(out.Config.Env)
 	return out
 }
 

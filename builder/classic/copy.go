@@ -23,8 +23,10 @@ import (
 
 // A copySource is one thing to copy, after wildcards.
 type copySource struct {
-	name string // its last element as written; a link's own
-	file *file  // what it leads to
+	name string   // its last element as written; a link's own
+	file *file    // what it leads to
+	from sourceFS // what it is in
+	url  bool     // it was downloaded
 }
 
 // A transfer copies sources to one place of an image.
@@ -57,6 +59,11 @@ func (t *transfer) choose(patterns []string) error {
 			return err
 		}
 	}
+	return t.checkCount()
+}
+
+// checkCount refuses to copy nothing, or many things to one name.
+func (t *transfer) checkCount() error {
 	if len(t.sources)+len(t.inline) == 0 {
 		return t.failf(failure.FileNotFound, "check the pattern against the files that .dockerignore leaves", "no source files were specified")
 	}
@@ -72,20 +79,40 @@ func (t *transfer) chooseOne(pattern string) error {
 		return t.failf(failure.FileNotFound, "copy the file into the context, or deploy a directory further up",
 			"forbidden path outside the build context: %s ()", pattern)
 	}
-	clean := path.Clean("/" + pattern)
-	if !strings.ContainsAny(pattern, "*?[") {
-		return t.take(pattern, clean)
+	if !hasWildcards(pattern) {
+		return t.take(pattern, path.Clean("/"+pattern))
 	}
-	return t.walk("/", func(p string) error {
-		ok, err := filepath.Match(clean[1:], p[1:])
-		if err != nil {
-			return t.failf(failure.DockerfileInvalid, "close each [ with a ]", "%s: %v", pattern, err)
-		}
-		if !ok || p == "/" {
-			return nil
+	glob := strings.TrimPrefix(strings.TrimPrefix(pattern, "/"), "./")
+	if _, err := filepath.Match(glob, ""); err != nil {
+		return t.failf(failure.DockerfileInvalid, "close each [ with a ]", "%s: %v", pattern, err)
+	}
+	deepest := strings.Count(glob, "/")
+	if strings.ContainsAny(glob, `[\\`) {
+		deepest = maxDepth // a class may match a slash
+	}
+	return t.walk("/", deepest, func(p string) error {
+		if ok, err := filepath.Match(glob, p[1:]); err != nil || !ok {
+			return err
 		}
 		return t.take(p[1:], p)
 	})
+}
+
+// maxDepth is deeper than any path that can be opened.
+const maxDepth = 4096
+
+// hasWildcards reports whether a source is a pattern. A backslash takes the
+// meaning from what follows it.
+func hasWildcards(s string) bool {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '*', '?', '[':
+			return true
+		}
+	}
+	return false
 }
 
 // escapes reports whether a relative path climbs out of its root.
@@ -106,7 +133,7 @@ func (t *transfer) take(written, clean string) error {
 	if err != nil {
 		return err
 	}
-	t.sources = append(t.sources, copySource{name: path.Base(clean), file: f})
+	t.sources = append(t.sources, copySource{name: path.Base(clean), file: f, from: t.from})
 	return nil
 }
 
@@ -119,8 +146,9 @@ func (t *transfer) missing(written string) error {
 	return t.failf(failure.FileNotFound, "check what the stage or image has at that path", "stat %s: file does not exist", name)
 }
 
-// walk visits every path below dir in order, links not followed.
-func (t *transfer) walk(dir string, visit func(p string) error) error {
+// walk visits every path below dir in order, links not followed, down to
+// depth levels below the first.
+func (t *transfer) walk(dir string, depth int, visit func(p string) error) error {
 	names, err := t.from.children(dir)
 	if err != nil {
 		return err
@@ -130,12 +158,15 @@ func (t *transfer) walk(dir string, visit func(p string) error) error {
 		if err := visit(p); err != nil {
 			return err
 		}
+		if depth == 0 {
+			continue
+		}
 		f, err := t.from.lstat(p)
 		if err != nil {
 			return err
 		}
 		if f.isDir() {
-			if err := t.walk(p, visit); err != nil {
+			if err := t.walk(p, depth-1, visit); err != nil {
 				return err
 			}
 		}
@@ -154,7 +185,7 @@ func (t *transfer) each(visit func(src copySource, rel string, f *file) error) e
 			continue
 		}
 		base := strings.TrimSuffix(src.file.path, "/")
-		err := t.walk(src.file.path, func(p string) error {
+		err := t.walk(src.file.path, maxDepth, func(p string) error {
 			rel := strings.TrimPrefix(p, base+"/")
 			if t.exclude != nil {
 				if out, err := t.exclude.MatchesOrParentMatches(rel); err != nil || out {
@@ -196,14 +227,25 @@ func (t *transfer) hash(ctx context.Context) (string, error) {
 
 func (t *transfer) hashSource(ctx context.Context, src copySource) (string, error) {
 	if !src.file.isDir() {
-		h, err := t.hashFile(ctx, src.name, src.file)
+		h, err := t.hashFile(ctx, src.from, src.name, src.file)
+		if src.url {
+			return h, err
+		}
 		return "file:" + h, err
 	}
 	one := transfer{from: t.from, sources: []copySource{src}, exclude: t.exclude}
 	var parts []string
+	if src.file.path != "/" {
+		// Not copied itself, but a part of the hash as in Docker's.
+		h, err := t.hashFile(ctx, src.from, "", src.file)
+		if err != nil {
+			return "", err
+		}
+		parts = append(parts, h)
+	}
 	inodes := map[string]string{}
 	err := one.each(func(_ copySource, rel string, f *file) error {
-		h, err := t.hashFile(ctx, rel, f)
+		h, err := t.hashFile(ctx, src.from, rel, f)
 		if f.inode != "" {
 			if first, ok := inodes[f.inode]; ok {
 				h += "=" + first
@@ -218,13 +260,13 @@ func (t *transfer) hashSource(ctx context.Context, src copySource) (string, erro
 	return "dir:" + sum(strings.Join(parts, ",")), err
 }
 
-func (t *transfer) hashFile(ctx context.Context, name string, f *file) (string, error) {
+func (t *transfer) hashFile(ctx context.Context, from sourceFS, name string, f *file) (string, error) {
 	fields := []string{
 		"file/v1", name, string(f.typ), strconv.FormatInt(f.mode, 8), strconv.Itoa(f.uid), strconv.Itoa(f.gid),
 		f.link, fmt.Sprint(f.major, f.minor),
 	}
 	if f.typ == tar.TypeReg {
-		content, err := t.from.hash(ctx, f)
+		content, err := from.hash(ctx, f)
 		if err != nil {
 			return "", err
 		}
@@ -249,7 +291,10 @@ func sum(fields ...string) string {
 // entries lists the manifest entries whose content the transfer reads.
 func (t *transfer) entries() ([]int, error) {
 	var out []int
-	err := t.each(func(_ copySource, _ string, f *file) error {
+	err := t.each(func(src copySource, _ string, f *file) error {
+		if src.url {
+			return nil
+		}
 		if f.typ == tar.TypeReg && f.size > 0 {
 			out = append(out, f.entry)
 		}
@@ -268,7 +313,7 @@ func (t *transfer) plan(d *draft, uid, gid int) error {
 	if f, err := d.lstat(dest); err == nil && f.isDir() {
 		isDir = true
 	}
-	put := &putter{transfer: t, draft: d, uid: uid, gid: gid, links: map[string]string{}}
+	put := &putter{transfer: t, draft: d, uid: uid, gid: gid}
 	for _, src := range t.sources {
 		if err := put.source(src, dest, isDir); err != nil {
 			return err
@@ -287,7 +332,6 @@ type putter struct {
 	*transfer
 	draft    *draft
 	uid, gid int
-	links    map[string]string // first path of each inode
 }
 
 func (p *putter) source(src copySource, dest string, isDir bool) error {
@@ -298,14 +342,27 @@ func (p *putter) source(src copySource, dest string, isDir bool) error {
 		if f, err := p.draft.lstat(dest); err == nil && f.isDir() {
 			return p.failf(failure.DockerfileInvalid, "copy to another name", "cannot copy to directory: %s", dest)
 		}
-		return p.put(src.file, dest)
+		_, err := p.put(src, src.file, dest)
+		return err
 	}
 	if err := p.mkdir(dest); err != nil {
 		return err
 	}
 	p.draft.touch(dest)
 	one := transfer{from: p.from, sources: []copySource{src}, exclude: p.exclude}
-	return one.each(func(_ copySource, rel string, f *file) error { return p.put(f, path.Join(dest, rel)) })
+	var dirs []*entry
+	err := one.each(func(_ copySource, rel string, f *file) error {
+		e, err := p.put(src, f, path.Join(dest, rel))
+		if f.isDir() {
+			dirs = append(dirs, e)
+		}
+		return err
+	})
+	// What came into them has not changed their times.
+	for _, e := range dirs {
+		e.mtime = e.copied
+	}
+	return err
 }
 
 func (p *putter) inlined(in inlineFile, dest string, isDir bool) error {
@@ -334,34 +391,30 @@ func (p *putter) mkdir(dir string) error {
 	return err
 }
 
-// put drafts one file of the source at a path of the image.
-func (p *putter) put(f *file, at string) error {
-	if f.typ == 0 {
-		return nil
-	}
+// put drafts one file of a source at a path of the image.
+func (p *putter) put(src copySource, f *file, at string) (*entry, error) {
 	if err := p.mkdir(path.Dir(at)); err != nil {
-		return err
+		return nil, err
 	}
-	e := &entry{file: *f}
+	e := &entry{file: *f, copied: f.mtime}
 	e.path = at
 	p.own(&e.file)
 	if f.typ == tar.TypeReg {
-		e.open = func(ctx context.Context) (io.ReadCloser, error) { return p.from.open(ctx, f) }
+		e.open = func(ctx context.Context) (io.ReadCloser, error) { return src.from.open(ctx, f) }
 	}
-	if f.inode != "" {
-		if first, ok := p.links[f.inode]; ok && first != at {
-			e.linkTo = first
-		} else {
-			p.links[f.inode] = at
-		}
+	e.inode = ""
+	if f.inode != "" && src.file.isDir() {
+		e.inode = src.file.path + " " + f.inode
 	}
 	p.draft.put(e)
-	return nil
+	return e, nil
 }
 
 // own sets owner and mode as a copy followed by a chown does: a chown takes
 // setuid, setgid and capabilities from regular files.
 func (p *putter) own(f *file) {
+	xattrs := f.xattrs
+	f.xattrs = nil
 	if p.uid >= 0 {
 		f.uid, f.gid = p.uid, p.gid
 		if f.typ == tar.TypeReg {
@@ -369,11 +422,9 @@ func (p *putter) own(f *file) {
 			if f.mode&0o010 != 0 {
 				f.mode &^= 0o2000
 			}
-			if f.xattrs["security.capability"] != "" {
-				f.xattrs = maps.Clone(f.xattrs)
-				delete(f.xattrs, "security.capability")
-			}
 		}
+	} else if c, ok := xattrs[capability]; ok {
+		f.xattrs = map[string]string{capability: c}
 	}
 	if p.chmod != nil && f.typ != tar.TypeSymlink {
 		f.mode = *p.chmod

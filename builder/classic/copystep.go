@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,7 +15,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/moby/patternmatcher"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/failure"
@@ -38,6 +38,9 @@ func (s *stage) copy(ctx, steps context.Context, st *step, cmd *instructions.Cop
 		return failure.Userf(failure.NotSupported, "copy the directory itself, or list its files", "COPY --parents is not supported yet")
 	}
 	flags := copyFlags{what: "COPY", chown: cmd.Chown, chmod: cmd.Chmod, exclude: cmd.ExcludePatterns, src: cmd.SourcesAndDest}
+	if slices.ContainsFunc(cmd.SourcePaths, isURL) {
+		return failure.Userf(failure.DockerfileInvalid, "use ADD for a URL", "COPY failed: source can't be a URL for COPY")
+	}
 	if cmd.From != "" {
 		return s.copyFrom(ctx, steps, st, cmd.From, flags, done)
 	}
@@ -176,27 +179,20 @@ func (s *stage) drafted(t *transfer) *change {
 // drafted returns a change whose layer plan drafts. The draft is made once,
 // over the snapshot or the ledger of the tree below, whichever is there.
 func drafted(plan func(ctx context.Context, d *draft) error) *change {
-	var flight singleflight.Group
 	var mu sync.Mutex
 	var made *draft
 	get := func(ctx context.Context, n *node, below tree) (*draft, error) {
-		d, err, _ := flight.Do("", func() (any, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			if made != nil {
-				return made, nil
-			}
-			d := newDraft(n, below)
-			if err := plan(ctx, d); err != nil {
-				return nil, err
-			}
-			made = d
-			return d, nil
-		})
-		if err != nil {
+		mu.Lock()
+		defer mu.Unlock()
+		if made != nil {
+			return made, nil
+		}
+		d := newDraft(n, below)
+		if err := plan(ctx, d); err != nil {
 			return nil, err
 		}
-		return d.(*draft), nil
+		made = d
+		return made, nil
 	}
 	return &change{
 		write: func(ctx context.Context, n *node, w *layer.Writer) error {
@@ -280,7 +276,7 @@ func (v *fromStage) key(ctx context.Context) ([]layercache.Part, error) {
 
 func (v *fromStage) contentKey(ctx context.Context) ([]layercache.Part, error) {
 	comment, err := v.comment(ctx)
-	return []layercache.Part{{Name: "instruction", Value: comment}}, err
+	return []layercache.Part{{Name: "copied", Value: comment}}, err
 }
 
 // open mounts the source and finds the files, once.
@@ -298,8 +294,13 @@ func (v *fromStage) openLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v.transfer.from = dirFS(dir)
-	return v.transfer.choose(v.patterns)
+	found := *v.transfer
+	found.from = dirFS(dir)
+	if err := found.choose(v.patterns); err != nil {
+		return err
+	}
+	*v.transfer = found
+	return nil
 }
 
 // comment is the instruction with the hash of what it copies.
@@ -328,7 +329,14 @@ func (s *stage) origin(ctx context.Context, st *step, from string) (*node, error
 	if img == nil {
 		return nil, failure.Userf(failure.DockerfileInvalid, "name a stage or an image", "invalid from flag value %s", from)
 	}
-	return s.imageNode(ctx, st, img)
+	if n := s.pulled[from]; n != nil {
+		return n, nil
+	}
+	n, err := s.imageNode(ctx, st, img)
+	if err == nil {
+		s.pulled[from] = n
+	}
+	return n, err
 }
 
 // imageNode pulls an image to copy from.
@@ -344,8 +352,8 @@ func (s *stage) imageNode(ctx context.Context, st *step, img *base.Image) (*node
 
 // mountTree mounts the node's whole tree read-only, until the build ends.
 func (n *node) mountTree(ctx context.Context) (string, error) {
-	n.mountOnce.Lock()
-	defer n.mountOnce.Unlock()
+	n.mounting.Lock()
+	defer n.mounting.Unlock()
 	if n.mounted != "" {
 		return n.mounted, nil
 	}

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/sys/signal"
@@ -247,7 +246,6 @@ func expose(c *dockerspec.DockerOCIImageConfig, ports []string) (string, error) 
 			c.ExposedPorts[port] = struct{}{}
 		}
 	}
-	slices.Sort(ports)
 	return "EXPOSE " + strings.Join(ports, " "), nil
 }
 
@@ -267,32 +265,6 @@ func (s *stage) workdir(ctx, steps context.Context, st *step, cmd *instructions.
 	c.image, c.createdBy = image, nopFS(&s.node.image, "WORKDIR "+dir)
 	c.key = fixed(layercache.Part{Name: "instruction", Value: "WORKDIR " + dir})
 	return s.apply(ctx, steps, st, c, done)
-}
-
-// trigger runs the base image's ONBUILD instructions.
-func (s *stage) trigger(ctx, steps context.Context, st *step, triggers []string, done *slipwayv1.StepDone) error {
-	word := "trigger"
-	if len(triggers) > 1 {
-		word += "s"
-	}
-	s.note(st, "# Executing %d build %s", len(triggers), word)
-	for _, text := range triggers {
-		ast, err := parser.Parse(strings.NewReader(text))
-		if err != nil {
-			return syntaxError(err)
-		}
-		for _, n := range ast.AST.Children {
-			cmd, err := instructions.ParseCommand(n)
-			if err != nil {
-				return failure.Userf(failure.DockerfileInvalid, "the base image's ONBUILD instruction must be mended", "ONBUILD %s: %v", text, err)
-			}
-			sub := &step{id: st.id, number: st.number, cmd: cmd, source: text, line: st.line, end: st.end}
-			if err := s.dispatch(ctx, steps, sub, done); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // healthText is HEALTHCHECK as Docker's history has it: a quoted struct.

@@ -33,14 +33,14 @@ func parse(name string, content []byte) (*dockerfile, error) {
 	}
 	ast, err := parser.Parse(bytes.NewReader(content))
 	if err != nil {
-		return nil, syntaxError(err)
+		return nil, syntaxError(fmt.Errorf("failed to parse %s: %w", name, err))
 	}
 	stages, meta, err := instructions.Parse(ast.AST, nil)
 	if err != nil {
 		return nil, syntaxError(err)
 	}
 	if len(stages) == 0 {
-		return nil, failure.Userf(failure.DockerfileInvalid, "start the file with FROM", "the Dockerfile (%s) has no build stage", name)
+		return nil, failure.Userf(failure.DockerfileInvalid, "add a FROM line", "the Dockerfile (%s) has no build stage", name)
 	}
 	f := &dockerfile{name: name, escape: ast.EscapeToken, meta: meta, stages: stages}
 	for _, w := range ast.Warnings {
@@ -57,7 +57,7 @@ func startLine(r *parser.Range) int {
 }
 
 func syntaxError(err error) error {
-	out := failure.Userf(failure.DockerfileInvalid, "see docs/dockerfile.md for what each instruction takes", "dockerfile parse error: %v", err)
+	out := failure.Userf(failure.DockerfileInvalid, "see docs/dockerfile.md for what each instruction takes", "%v", err)
 	var at *parser.LocationError
 	if errors.As(err, &at) && len(at.Locations) > 0 && len(at.Locations[0]) > 0 {
 		out.Line = at.Locations[0][0].Start.Line

@@ -31,7 +31,7 @@ type entry struct {
 	file
 	opaque bool // hides what the tree below has under it
 	open   func(ctx context.Context) (io.ReadCloser, error)
-	linkTo string // path of an entry of this draft that it is a hard link to
+	copied time.Time // of a copied directory, its time there
 }
 
 func newDraft(n *node, below tree) *draft {
@@ -83,7 +83,9 @@ func (e *notDirError) Error() string { return e.path + " is not a directory" }
 
 func (d *draft) copyUp(f *file) {
 	if _, ok := d.entries[f.path]; !ok && f.path != "/" {
-		d.entries[f.path] = &entry{file: *f}
+		e := &entry{file: *f}
+		e.inode = ""
+		d.entries[f.path] = e
 	}
 }
 
@@ -128,10 +130,19 @@ func (d *draft) remove(dir string) {
 }
 
 // write puts the entries out, parents first, siblings by name.
+// Of files with one inode, the first has the content.
 func (d *draft) write(ctx context.Context, put func(*tar.Header, io.Reader) error) error {
 	order := slices.SortedFunc(maps.Keys(d.entries), comparePaths)
+	first := map[string]string{}
 	for _, p := range order {
-		if err := d.entries[p].write(ctx, put); err != nil {
+		e := d.entries[p]
+		h := e.header()
+		if at, ok := first[e.inode]; ok && e.inode != "" {
+			h.Typeflag, h.Linkname, h.Size, h.PAXRecords = tar.TypeLink, strings.TrimPrefix(at, "/"), 0, nil
+		} else if e.inode != "" {
+			first[e.inode] = p
+		}
+		if err := e.write(ctx, h, put); err != nil {
 			return err
 		}
 	}
@@ -156,8 +167,7 @@ func (d *draft) create(ctx context.Context, upper string) error {
 // unpack writes the draft into an overlay's upper directory, which may have
 // entries already.
 func (d *draft) unpack(ctx context.Context, dirs rootfs.Dirs) error {
-	r, w := io.Pipe()
-	go func() {
+	return piped(func(w io.Writer) error {
 		tw := tar.NewWriter(w)
 		err := d.write(ctx, func(h *tar.Header, content io.Reader) error {
 			err := tw.WriteHeader(h)
@@ -166,22 +176,17 @@ func (d *draft) unpack(ctx context.Context, dirs rootfs.Dirs) error {
 			}
 			return err
 		})
-		if err == nil {
-			err = tw.Close()
+		if err != nil {
+			return err
 		}
-		w.CloseWithError(err)
-	}()
-	err := rootfs.Apply(ctx, r, dirs)
-	// The writer ends when the reader is closed.
-	r.CloseWithError(err)
-	return err
+		return tw.Close()
+	}, func(r io.Reader) error { return rootfs.Apply(ctx, r, dirs) })
 }
 
-func (e *entry) write(ctx context.Context, put func(*tar.Header, io.Reader) error) error {
+func (e *entry) write(ctx context.Context, h *tar.Header, put func(*tar.Header, io.Reader) error) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	h := e.header()
 	if h.Typeflag != tar.TypeReg || h.Size == 0 {
 		if err := put(h, nil); err != nil {
 			return err
@@ -221,10 +226,7 @@ func (e *entry) header() *tar.Header {
 	case tar.TypeChar, tar.TypeBlock:
 		h.Devmajor, h.Devminor = e.major, e.minor
 	}
-	if e.linkTo != "" {
-		h.Typeflag, h.Linkname, h.Size = tar.TypeLink, strings.TrimPrefix(e.linkTo, "/"), 0
-	}
-	if len(e.xattrs) > 0 && e.linkTo == "" {
+	if len(e.xattrs) > 0 {
 		h.PAXRecords = map[string]string{}
 		for k, v := range e.xattrs {
 			h.PAXRecords["SCHILY.xattr."+k] = v

@@ -154,7 +154,10 @@ func inodeName(st *syscall.Stat_t) string {
 	return strconv.FormatUint(st.Dev, 36) + ":" + strconv.FormatUint(st.Ino, 36)
 }
 
-// xattrsOf reads the attributes that an image carries.
+// capability is the attribute that a copy keeps; it drops all others.
+const capability = "security.capability"
+
+// xattrsOf reads the attributes that a copy keeps.
 func xattrsOf(host string) (map[string]string, error) {
 	size, err := unix.Llistxattr(host, nil)
 	if err != nil || size == 0 {
@@ -166,7 +169,7 @@ func xattrsOf(host string) (map[string]string, error) {
 	}
 	var out map[string]string
 	for _, name := range strings.Split(strings.TrimRight(string(buf[:size]), "\x00"), "\x00") {
-		if name != "security.capability" && !strings.HasPrefix(name, "user.") {
+		if name != capability {
 			continue
 		}
 		value := make([]byte, 64<<10)

@@ -44,13 +44,16 @@ type node struct {
 	createdBy string
 	cached    bool
 
-	fill func(ctx context.Context, s *layercache.Snapshot) error // writes the layer into an upper directory; may be nil
+	fill  func(ctx context.Context, s *layercache.Snapshot) error // writes the layer into an upper directory; may be nil
+	plain bool                                                    // it never has a layer: its tree is the parent's
+	from  bool                                                    // it is the FROM of a stage on a stage: no history
 
-	mu       sync.Mutex
-	snapshot string // a committed snapshot of the whole image, if there is one
+	making   sync.Mutex // held while a snapshot is made
+	mu       sync.Mutex // guards snapshot; never held while waiting
+	snapshot string     // a committed snapshot of the whole image, if there is one
 
-	mountOnce sync.Mutex
-	mounted   string // where the tree is mounted; "" if nowhere
+	mounting sync.Mutex
+	mounted  string // where the tree is mounted; "" if nowhere
 }
 
 // wait returns when the node is made.
@@ -115,31 +118,31 @@ func (n *node) identify() error {
 // rootSnapshot returns a committed snapshot of the node's whole tree, making
 // what is missing; "" is the empty tree.
 func (n *node) rootSnapshot(ctx context.Context) (string, error) {
-	if _, ok := n.hasSnapshot(); !ok && n.fill == nil {
-		// The pass needs the lock to end: wait for it without.
-		if err := n.wait(ctx); err != nil {
-			return "", err
-		}
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	cache := n.stage.build.job.Cache
-	if n.snapshot != "" && cache.SnapshotExists(ctx, n.snapshot) {
-		return n.snapshot, nil
-	}
-	switch {
-	case n.parent == nil:
-		name, err := n.stage.build.opts.Unpacker.Snapshot(ctx, cache, n.base)
-		n.snapshot = name
-		return name, err
-	case n.isMade() && n.err != nil:
-		return "", n.err
-	case n.isMade() && n.layer == nil:
+	if n.plain {
 		return n.parent.rootSnapshot(ctx)
-	case n.fill != nil:
+	}
+	n.making.Lock()
+	defer n.making.Unlock()
+	cache := n.stage.build.job.Cache
+	if name := n.getSnapshot(); name != "" && cache.SnapshotExists(ctx, name) {
+		return name, nil
+	}
+	if n.parent == nil {
+		name, err := n.stage.build.opts.Unpacker.Snapshot(ctx, cache, n.base)
+		n.setSnapshot(name)
+		return name, err
+	}
+	if n.fill != nil && !n.isMade() {
 		return n.fillSnapshot(ctx, cache)
-	case !n.isMade():
-		return "", fmt.Errorf("snapshot %s of a step that is not done is gone", n.snapshot)
+	}
+	if err := n.wait(ctx); err != nil {
+		return "", err
+	}
+	if n.layer == nil {
+		return n.parent.rootSnapshot(ctx)
+	}
+	if n.fill != nil {
+		return n.fillSnapshot(ctx, cache)
 	}
 	name := layer.ChainID(n.layers())
 	if !cache.SnapshotExists(ctx, name) {
@@ -151,12 +154,13 @@ func (n *node) rootSnapshot(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	n.snapshot = name
+	n.setSnapshot(name)
 	return name, nil
 }
 
 // fillSnapshot writes the layer into a snapshot beside the layer's own pass,
-// so that a RUN need not wait for the compressor.
+// so that a RUN need not wait for the compressor. What fails is this node's
+// step, whichever step needs the snapshot.
 func (n *node) fillSnapshot(ctx context.Context, cache *layercache.Cache) (string, error) {
 	below, err := n.parent.rootSnapshot(ctx)
 	if err != nil {
@@ -164,16 +168,32 @@ func (n *node) fillSnapshot(ctx context.Context, cache *layercache.Cache) (strin
 	}
 	name := snapshotName()
 	if err := layer.Fill(ctx, cache, below, name, func(s *layercache.Snapshot) error { return n.fill(ctx, s) }); err != nil {
-		return "", err
+		return "", failure.At(err, failure.Build, n.step.line)
 	}
-	n.snapshot = name
+	n.setSnapshot(name)
 	return name, nil
 }
 
-func (n *node) hasSnapshot() (string, bool) {
+func (n *node) getSnapshot() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.snapshot, n.snapshot != ""
+	return n.snapshot
+}
+
+func (n *node) setSnapshot(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.snapshot = name
+}
+
+// filled returns the snapshot for the node's record. One that is being filled
+// is worth waiting for: it needs nothing but the nodes below, which are made.
+func (n *node) filled() string {
+	if n.fill != nil {
+		n.making.Lock()
+		defer n.making.Unlock()
+	}
+	return n.getSnapshot()
 }
 
 // A change is what an instruction does to an image.
@@ -216,7 +236,8 @@ func keyAt(parent digest.Digest, parts []layercache.Part) layercache.Key {
 
 // apply looks the change up or carries it out, and moves the stage on.
 func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *slipwayv1.StepDone) error {
-	n := &node{parent: s.node, stage: s, step: st, image: c.image, createdBy: c.createdBy, made: make(chan struct{})}
+	n := &node{parent: s.node, stage: s, step: st, image: c.image, createdBy: c.createdBy, made: make(chan struct{}),
+		plain: c.write == nil}
 	if !s.busted {
 		hit, err := s.lookup(ctx, n, c)
 		if err != nil {
@@ -307,7 +328,8 @@ func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool
 		l.Origin, l.CreatedBy = limits.Source{Line: n.step.line, Text: n.step.source}, x.CreatedBy
 		n.layer = l
 	}
-	n.snapshot, n.created, n.createdBy, n.cached = rec.Snapshot, rec.Created, x.CreatedBy, true
+	n.setSnapshot(rec.Snapshot)
+	n.created, n.createdBy, n.cached = rec.Created, x.CreatedBy, true
 	n.rootfs, n.peak = rec.RootFS, rec.Peak
 	if err := n.identify(); err != nil {
 		return false, err
@@ -385,13 +407,12 @@ func (s *stage) record(ctx context.Context, n *node, c *change) error {
 	if err != nil {
 		return err
 	}
-	snapshot, _ := n.hasSnapshot()
 	parts, err := c.key(ctx)
 	if err != nil {
 		return err
 	}
 	rec := layercache.Step{
-		Created: n.created, Empty: n.layer == nil, Snapshot: snapshot, RootFS: n.rootfs, Peak: n.peak,
+		Created: n.created, Empty: n.layer == nil, Snapshot: n.filled(), RootFS: n.rootfs, Peak: n.peak,
 		Parts: parts, App: s.build.job.App, Extra: x,
 	}
 	if n.layer != nil {
@@ -462,7 +483,7 @@ func (s *stage) image(ctx context.Context) (*builder.Image, error) {
 	if h := out.Config.History; len(h) > 0 {
 		out.Config.Created = h[len(h)-1].Created
 	} else if len(out.Layers) == 0 {
-		return nil, failure.Userf(failure.DockerfileInvalid, "add an instruction after FROM scratch", "no image was generated; is your Dockerfile empty?")
+		return nil, failure.Userf(failure.DockerfileInvalid, "add an instruction after FROM scratch", "No image was generated. Is your Dockerfile empty?")
 	}
 	for _, st := range s.build.stages {
 		if st.needed {
@@ -475,6 +496,9 @@ func (s *stage) image(ctx context.Context) (*builder.Image, error) {
 func (n *node) fullHistory() []ocispec.History {
 	if n.parent == nil {
 		return append([]ocispec.History(nil), n.history...)
+	}
+	if n.from {
+		return n.parent.fullHistory()
 	}
 	created := n.created
 	return append(n.parent.fullHistory(), ocispec.History{

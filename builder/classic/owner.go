@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/moby/sys/user"
 
@@ -26,11 +27,11 @@ func (s *stage) owner(ctx context.Context, t *transfer, n *node) (uid, gid int, 
 	if !found {
 		group = name
 	}
-	if strings.Contains(group, ":") || name == "" || group == "" {
+	if strings.Contains(group, ":") {
 		return 0, 0, chownError("invalid chown string format: " + t.chown)
 	}
-	uid, uidErr := strconv.Atoi(name)
-	gid, gidErr := strconv.Atoi(group)
+	uid, uidErr := parseID(name)
+	gid, gidErr := parseID(group)
 	if uidErr == nil && gidErr == nil {
 		return uid, gid, nil
 	}
@@ -49,6 +50,12 @@ func (s *stage) owner(ctx context.Context, t *transfer, n *node) (uid, gid int, 
 		}
 	}
 	return uid, gid, nil
+}
+
+// parseID reads a user or group id. What is none is a name.
+func parseID(s string) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	return int(n), err
 }
 
 func chownError(text string) error {
@@ -79,16 +86,16 @@ func lookup(dir, file, name string, find func(io.Reader, string) ([]int, error))
 	if err != nil {
 		return 0, err
 	}
-	kind := "user"
+	kind, id := "user", "uid"
 	if file == "/etc/group" {
-		kind = "group"
+		kind, id = "group", "gid"
 	}
 	f, err := os.Open(dir + at)
 	if err != nil {
 		if os.IsNotExist(err) {
-			err = &fs.PathError{Op: "open", Path: file, Err: fs.ErrNotExist}
+			err = &fs.PathError{Op: "open", Path: file, Err: syscall.ENOENT}
 		}
-		return 0, chownError("can't find " + kind + " for " + kind + " " + name + ": " + err.Error())
+		return 0, chownError("can't find " + id + " for " + kind + " " + name + ": " + err.Error())
 	}
 	defer f.Close()
 	ids, err := find(f, name)
@@ -96,7 +103,7 @@ func lookup(dir, file, name string, find func(io.Reader, string) ([]int, error))
 		return 0, chownError(err.Error())
 	}
 	if len(ids) == 0 {
-		return 0, chownError("can't find " + kind + " for " + kind + " " + name + ": no such " + kind + ": " + name)
+		return 0, chownError("can't find " + id + " for " + kind + " " + name + ": no such " + kind + ": " + name)
 	}
 	return ids[0], nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
 
@@ -60,6 +61,11 @@ func (p *Pipeline) Plan(ctx context.Context, job *builder.Job) (builder.Plan, er
 	if err != nil {
 		return nil, err
 	}
+	if job.MaxSize == 0 {
+		filled := *job
+		filled.MaxSize = limits.DefaultMax
+		job = &filled
+	}
 	b := &build{Pipeline: p, job: job, file: file, running: make(chan struct{}, p.opts.Parallel)}
 	if err := b.selectStages(); err != nil {
 		return nil, err
@@ -67,6 +73,7 @@ func (p *Pipeline) Plan(ctx context.Context, job *builder.Job) (builder.Plan, er
 	if err := b.resolveBases(ctx); err != nil {
 		return nil, err
 	}
+	b.number()
 	b.announce()
 	return b, nil
 }
@@ -210,7 +217,6 @@ func (b *build) selectStages() error {
 	for s := b.target; s != nil; s = s.from {
 		s.final = true
 	}
-	b.number()
 	return nil
 }
 

@@ -2,6 +2,7 @@ package classic
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -46,8 +47,9 @@ func plainCopy(cmd instructions.Command) (copyFlags, bool) {
 			return f, false
 		}
 	}
-	f.src.SourceContents, f.src.DestPath = nil, "/"
-	return f, len(f.src.SourcePaths) > 0
+	// The step itself will expand its words in place.
+	f.src = instructions.SourcesAndDest{SourcePaths: slices.Clone(f.src.SourcePaths), DestPath: "/"}
+	return f, len(f.src.SourcePaths) > 0 && len(f.exclude) == 0
 }
 
 // prefetch asks for the contents of the copies, those of the first one first.

@@ -64,6 +64,9 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 	}
 	image := cloneImage(s.node.image)
 	args := runArgs(shellOf(&image), cmd)
+	if len(args) == 0 {
+		args = image.Config.Cmd // RUN [] runs what the image runs
+	}
 	values := s.scope.values(image.Config.Env)
 	recorded := pairs(s.scope.recorded(values))
 	createdBy := strings.Join(args, " ")
@@ -80,7 +83,7 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 		image: image, createdBy: createdBy,
 		key: fixed(
 			layercache.Part{Name: "instruction", Value: fmt.Sprintf("RUN %q", args)},
-			layercache.Part{Name: "args", Value: fmt.Sprintf("%q", recorded)},
+			layercache.Part{Name: "args", Value: fmt.Sprintf("%t %q", len(values) > 0, recorded)},
 			layercache.Part{Name: "network", Value: string(mode)},
 		),
 		run:   r.run,
@@ -132,7 +135,7 @@ func (p *process) run(ctx context.Context, n *node) error {
 		return p.execute(ctx, snap)
 	})
 	if err == nil {
-		n.snapshot = name
+		n.setSnapshot(name)
 	}
 	return err
 }
@@ -149,7 +152,7 @@ func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error 
 	case errors.As(err, &size):
 		return p.tooLarge(ctx, size)
 	case errors.As(err, &start), errors.Is(err, sandbox.ErrUser):
-		return failure.Userf(failure.StepFailed, "check the command, its PATH and USER", "%s: %v", p.step.source, err)
+		return failure.Userf(failure.StepFailed, "check the command, its PATH and USER", "%v", err)
 	case err != nil:
 		return err
 	case code != 0:

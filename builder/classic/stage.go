@@ -25,17 +25,21 @@ type stage struct {
 	name   string // lower case; "" if it has none
 	label  string // for people; "" when it is the only stage
 	def    instructions.Stage
-	from   *stage            // FROM an earlier stage
-	ref    string            // FROM an image; "" is scratch or a stage
-	images map[string]string // references named by COPY --from, by the name written
-	deps   []*stage          // stages named by COPY --from
+	from   *stage          // FROM an earlier stage
+	ref    string          // FROM an image; "" is scratch or a stage
+	images map[string]bool // references named by COPY --from
+	deps   []*stage        // stages named by COPY --from
 	steps  []*step
 
-	needed bool
-	final  bool // its layers are in the target's image
+	triggers []*step // inherited ONBUILD instructions, part of the first step
 
-	base  *base.Image            // resolved ref
-	other map[string]*base.Image // resolved images
+	needed   bool
+	resolved bool // its images are known
+	final    bool // its layers are in the target's image
+
+	base   *base.Image            // resolved ref
+	other  map[string]*base.Image // resolved images
+	pulled map[string]*node       // those that were copied from, by the name written
 
 	scope  *scope
 	node   *node
@@ -50,11 +54,11 @@ type stage struct {
 func (b *build) makeStages() error {
 	for i, def := range b.file.stages {
 		s := &stage{build: b, index: i, name: strings.ToLower(def.Name), def: def, done: make(chan struct{}),
-			images: map[string]string{}, other: map[string]*base.Image{}, scope: newScope(b)}
+			images: map[string]bool{}, other: map[string]*base.Image{}, pulled: map[string]*node{}, scope: newScope(b)}
 		if s.name != "" && b.stageNamed(s.name, i) != nil {
 			return s.invalid(def.Location[0].Start.Line, "name each stage differently", "stage name %s is already used", def.Name)
 		}
-		s.steps = append(s.steps, newStep(1, nil, def.OrigCmd+" "+fromText(def), def.Location))
+		s.steps = append(s.steps, newStep(1, nil, def.SourceCode, def.Location))
 		if err := s.resolveFrom(); err != nil {
 			return err
 		}
@@ -62,6 +66,11 @@ func (b *build) makeStages() error {
 			st := newStep(len(s.steps)+1, cmd, sourceOf(cmd), cmd.Location())
 			if err := s.check(st); err != nil {
 				return err
+			}
+			if arg, ok := cmd.(*instructions.ArgCommand); ok {
+				for _, a := range arg.Args {
+					b.args.use(a.Key)
+				}
 			}
 			s.steps = append(s.steps, st)
 		}
@@ -75,17 +84,6 @@ func (b *build) makeStages() error {
 	}
 	last.addLabels()
 	return nil
-}
-
-func fromText(def instructions.Stage) string {
-	text := def.BaseName
-	if def.Platform != "" {
-		text = "--platform=" + def.Platform + " " + text
-	}
-	if def.Name != "" {
-		text += " AS " + def.Name
-	}
-	return text
 }
 
 // addLabels appends the request's labels as LABEL steps.
@@ -162,7 +160,7 @@ func (s *stage) check(st *step) error {
 	if strings.EqualFold(from, s.name) {
 		return s.invalid(st.line, "name a stage that comes before this one", "invalid from flag value %s: refers to current build stage", from)
 	}
-	s.images[from] = from
+	s.images[from] = true
 	return nil
 }
 
@@ -184,39 +182,67 @@ func (s *stage) need() {
 	}
 }
 
-// resolveBases resolves the images of all needed stages, each once.
+// resolveBases resolves the images of all needed stages. What the images'
+// triggers need is resolved in a further round.
 func (b *build) resolveBases(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for _, s := range b.stages {
-		if !s.needed {
-			continue
+	for {
+		var round []*stage
+		for _, s := range b.stages {
+			if s.needed && !s.resolved {
+				round = append(round, s)
+				s.resolved = true
+			}
 		}
+		if len(round) == 0 {
+			return nil
+		}
+		if err := b.resolveStages(ctx, round); err != nil {
+			return err
+		}
+		for _, s := range round {
+			if err := s.readTriggers(); err != nil {
+				return err
+			}
+			if err := b.resolveCopies(ctx, s, s.triggers); err != nil {
+				return err
+			}
+			for _, d := range s.deps {
+				d.need()
+			}
+		}
+	}
+}
+
+// resolveStages resolves the images that the stages name, side by side.
+func (b *build) resolveStages(ctx context.Context, stages []*stage) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range stages {
 		if s.ref != "" {
 			g.Go(func() (err error) {
 				s.base, err = b.resolve(ctx, s.ref, s.def.Platform)
 				return failure.At(err, failure.Preflight, s.steps[0].line)
 			})
 		}
-		found := make([]*base.Image, len(s.steps))
-		for i, st := range s.steps {
-			cmd, ok := st.cmd.(*instructions.CopyCommand)
-			if !ok || s.images[cmd.From] == "" {
-				continue
-			}
-			g.Go(func() (err error) {
-				found[i], err = b.resolve(ctx, cmd.From, "")
-				return failure.At(err, failure.Preflight, st.line)
-			})
-		}
-		defer func() {
-			for i, img := range found {
-				if img != nil {
-					s.other[s.steps[i].cmd.(*instructions.CopyCommand).From] = img
-				}
-			}
-		}()
+		g.Go(func() error { return b.resolveCopies(ctx, s, s.steps) })
 	}
 	return g.Wait()
+}
+
+// resolveCopies resolves the images that the stage's steps copy from, each
+// once.
+func (b *build) resolveCopies(ctx context.Context, s *stage, steps []*step) error {
+	for _, st := range steps {
+		cmd, ok := st.cmd.(*instructions.CopyCommand)
+		if !ok || !s.images[cmd.From] || s.other[cmd.From] != nil {
+			continue
+		}
+		img, err := b.resolve(ctx, cmd.From, "")
+		if err != nil {
+			return failure.At(err, failure.Preflight, st.line)
+		}
+		s.other[cmd.From] = img
+	}
+	return nil
 }
 
 func (b *build) resolve(ctx context.Context, ref, platform string) (*base.Image, error) {

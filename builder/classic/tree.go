@@ -134,7 +134,7 @@ func lowerStat(dir, p string) (f *file, hides bool, err error) {
 		below := filepath.Join(at, name)
 		info, err := os.Lstat(below)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-			return nil, at != dir && opaque(at), nil
+			return nil, hides, nil
 		}
 		if err != nil {
 			return nil, false, err
@@ -151,6 +151,7 @@ func lowerStat(dir, p string) (f *file, hides bool, err error) {
 			return nil, true, nil
 		}
 		at = below
+		hides = hides || opaque(at) // all below it, however deep
 	}
 	return nil, false, nil
 }

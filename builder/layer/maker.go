@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -77,8 +78,24 @@ type Writer struct {
 	sum     hash.Hash
 	size    int64
 	blob    *layercache.BlobWriter
+	valve   *valve // between the compressor and blob
 	zip     io.WriteCloser
 	pending *Pending
+}
+
+// A valve passes writes on until it is shut. The compressor writes from a
+// goroutine of its own; a blob takes neither two callers nor writes after its
+// end.
+type valve struct {
+	w    io.Writer
+	shut atomic.Pointer[error]
+}
+
+func (v *valve) Write(p []byte) (int, error) {
+	if cause := v.shut.Load(); cause != nil {
+		return 0, *cause
+	}
+	return v.w.Write(p)
 }
 
 // Charge counts the entry against the limit. Call it before each header that
@@ -117,6 +134,9 @@ type starter struct{ w *Writer }
 
 func (s starter) Write(p []byte) (int, error) {
 	w := s.w
+	if err := context.Cause(w.ctx); err != nil {
+		return 0, err
+	}
 	if w.blob == nil {
 		if err := w.start(); err != nil {
 			return 0, err
@@ -132,12 +152,13 @@ func (w *Writer) start() error {
 	if err != nil {
 		return err
 	}
-	zip, err := compress.New(blob, w.maker.Compression)
+	out := &valve{w: blob}
+	zip, err := compress.New(out, w.maker.Compression)
 	if err != nil {
 		blob.Abort(err)
 		return err
 	}
-	w.blob, w.zip, w.sum = blob, zip, digest.SHA256.Hash()
+	w.blob, w.valve, w.zip, w.sum = blob, out, zip, digest.SHA256.Hash()
 	w.pending = &Pending{
 		MediaType: w.maker.MediaType(),
 		Origin:    w.spec.Origin, Blob: blob, result: make(chan struct{}),
@@ -178,9 +199,10 @@ func (w *Writer) drop(cause error) {
 	if w.blob == nil {
 		return
 	}
-	w.blob.Abort(cause)
-	// The compressor's goroutines end at Close; its error is the abort's.
+	// The compressor's goroutines end at Close; its error is the cause.
+	w.valve.shut.Store(&cause)
 	_ = w.zip.Close()
+	w.blob.Abort(cause)
 }
 
 func (w *Writer) store(ctx context.Context, delta limits.Delta) (*Layer, error) {
@@ -198,10 +220,13 @@ func (w *Writer) store(ctx context.Context, delta limits.Delta) (*Layer, error) 
 		DiffID: digest.NewDigest(digest.SHA256, w.sum), Descriptor: desc, Uncompressed: w.size,
 		Ledger: ledger, Origin: w.spec.Origin, CreatedBy: w.spec.CreatedBy,
 	}
+	if err := Store(ctx, c, l, w.maker.App); err != nil {
+		return nil, err
+	}
 	if w.maker.Made != nil {
 		w.maker.Made(l)
 	}
-	return l, Store(ctx, c, l, w.maker.App)
+	return l, nil
 }
 
 // Store records the layer under its diff ID, beside blobs of it in other

@@ -2,11 +2,11 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sync/singleflight"
@@ -56,22 +56,32 @@ func (u *Unpacker) unpack(ctx context.Context, c *layercache.Cache, layers []*La
 // Apply makes the snapshot name: the layer on top of the snapshot below. What
 // exists already stays.
 func (u *Unpacker) Apply(ctx context.Context, c *layercache.Cache, below, name string, top *Layer) error {
-	_, err, _ := u.flight.Do(c.Name()+"/"+name, func() (any, error) {
-		if c.SnapshotExists(ctx, name) {
-			return nil, nil
-		}
-		return nil, Fill(ctx, c, below, name, func(r *layercache.Snapshot) error {
-			return apply(ctx, c, top, rootfs.Dirs{Upper: r.Upper(), Parents: r.Lowers()})
+	for {
+		mine := false
+		_, err, _ := u.flight.Do(c.Name()+"/"+name, func() (any, error) {
+			mine = true
+			if c.SnapshotExists(ctx, name) {
+				return nil, nil
+			}
+			return nil, Fill(ctx, c, below, name, func(r *layercache.Snapshot) error {
+				return apply(ctx, c, top, rootfs.Dirs{Upper: r.Upper(), Parents: r.Lowers()})
+			})
 		})
-	})
-	if err != nil {
-		return fmt.Errorf("unpack layer %s: %w", top.DiffID, err)
+		// Another build's lease may hold what the flight made; hold it too.
+		if err == nil && c.SnapshotExists(ctx, name) {
+			return nil
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			return fmt.Errorf("unpack layer %s: %w", top.DiffID, cause)
+		}
+		// Another build's failure, a cancel perhaps, is not ours.
+		if mine {
+			if err == nil {
+				err = layercache.ErrNotFound
+			}
+			return fmt.Errorf("unpack layer %s: %w", top.DiffID, err)
+		}
 	}
-	// Another build's lease may hold what the flight made; hold it too.
-	if !c.SnapshotExists(ctx, name) {
-		return fmt.Errorf("unpack layer %s: snapshot vanished", top.DiffID)
-	}
-	return nil
 }
 
 // Fill makes the snapshot name on top of parent: fill writes its upper
@@ -91,17 +101,32 @@ func Fill(ctx context.Context, c *layercache.Cache, parent, name string, fill fu
 	return err
 }
 
+// apply unpacks a layer. A blob that turns out to be damaged is removed from
+// the cache; the error then wraps [layercache.ErrNotFound].
 func apply(ctx context.Context, c *layercache.Cache, l *Layer, d rootfs.Dirs) error {
 	blob, err := c.Blob(ctx, l.Descriptor.Digest)
 	if err != nil {
 		return err
 	}
+	if err = unpack(ctx, blob, l, d); err == nil || ctx.Err() != nil {
+		return err
+	}
+	if bad := c.Reject(ctx, l.Descriptor.Digest); bad != nil {
+		return errors.Join(err, bad)
+	}
+	if _, gone := c.Blob(ctx, l.Descriptor.Digest); errors.Is(gone, layercache.ErrNotFound) {
+		return fmt.Errorf("%w: %v", gone, err)
+	}
+	return err
+}
+
+func unpack(ctx context.Context, blob *layercache.Blob, l *Layer, d rootfs.Dirs) error {
 	r, err := blob.Open(ctx, 0)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	plain, err := compression.DecompressStream(r)
+	plain, err := Decompress(r)
 	if err != nil {
 		return err
 	}
@@ -115,7 +140,7 @@ func apply(ctx context.Context, c *layercache.Cache, l *Layer, d rootfs.Dirs) er
 		return err
 	}
 	if got := sum.Digest(); got != l.DiffID {
-		return fmt.Errorf("blob %s unpacks to %s: %w", l.Descriptor.Digest, got, layercache.ErrNotFound)
+		return fmt.Errorf("blob %s unpacks to %s", l.Descriptor.Digest, got)
 	}
 	return nil
 }

@@ -1,0 +1,112 @@
+# make demo    see it work
+# make test    all tests
+# make check   what CI checks besides: format, linters, protocol, races, ...
+# Needs Go, git, make and, for what "make deps" installs, apt.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+# go1.26 says which toolchain go.mod asks for; Go fetches it if it must.
+GO      ?= go
+TOOL    := $(GO) tool -modfile=tools.mod
+BUF     := $(TOOL) buf
+SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# Without a usable git there is no revision to stamp.
+VCS     := $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -ldflags "-s -w -X main.version=$(VERSION)"
+TIMEOUT ?= 10m
+FUZZ    ?= 20s
+
+.PHONY: build
+build: ## bin/slipwayd and bin/slipway
+	$(BUILD) -o bin/ ./cmd/slipwayd ./cmd/slipway
+
+.PHONY: deps
+deps: ## install what is missing of the programs that Slipway and its tests run
+	@scripts/deps.sh $(PROGRAMS)
+
+.PHONY: demo
+demo: deps build ## deploy examples/hello to a daemon of its own
+	$(BUILD) -o bin/ ./examples/hello ./examples/verify
+	$(SUDO) scripts/demo.sh
+
+.PHONY: test
+test: deps ## all tests; some need root and are skipped without
+	$(GO) test -timeout $(TIMEOUT) ./...
+
+.PHONY: check
+check: format vet staticcheck protocol generated arrows tidy cross race
+
+.PHONY: format
+format:
+	@out=$$(gofmt -l .); \
+	[ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
+
+.PHONY: vet
+vet:
+	$(GO) vet ./...
+
+.PHONY: staticcheck
+staticcheck:
+	$(TOOL) staticcheck ./...
+
+# What old clients and daemons say must stay readable: compare with main, or on
+# main itself with the commit before.
+.PHONY: protocol
+protocol:
+	$(BUF) lint
+	@old=$$(git rev-parse -q --verify origin/main 2>/dev/null || git rev-parse -q --verify main 2>/dev/null || git rev-parse -q --verify HEAD 2>/dev/null || true); \
+	if [ "$$old" = "$$(git rev-parse -q --verify HEAD 2>/dev/null || true)" ]; then \
+		old="$$old $$(git rev-parse -q --verify HEAD~1 2>/dev/null || true)"; fi; \
+	for commit in $$old; do \
+		git cat-file -e $$commit:proto 2>/dev/null || continue; \
+		dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+		git archive $$commit buf.yaml proto | tar -x -C "$$dir"; \
+		echo "buf breaking --against $$commit"; \
+		$(BUF) breaking --against "$$dir"; rm -rf "$$dir"; \
+	done
+
+.PHONY: generated
+generated:
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	$(BUF) generate -o "$$dir"; \
+	diff -r "$$dir/proto/slipway" proto/slipway -x '*.proto' || { echo 'generated code is out of date: run "make generate"'; exit 1; }
+
+.PHONY: arrows
+arrows:
+	$(GO) test .
+
+.PHONY: tidy
+tidy:
+	$(GO) mod tidy -diff
+
+.PHONY: cross
+cross:
+	@for os in linux darwin windows; do for arch in amd64 arm64; do \
+		echo "build slipway for $$os/$$arch"; \
+		GOOS=$$os GOARCH=$$arch CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/slipway; \
+	done; done
+
+.PHONY: race
+race: PROGRAMS := gcc:gcc,libc6-dev # for the race detector
+race: deps
+	CGO_ENABLED=1 $(GO) test -race -timeout $(TIMEOUT) ./...
+
+.PHONY: generate
+generate: ## code from proto/
+	$(BUF) generate
+
+.PHONY: fuzz
+fuzz: ## each fuzz test for FUZZ (20s)
+	@for package in $$($(GO) list ./...); do \
+		for name in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$name"; \
+			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZ) $$package; \
+		done; \
+	done
+
+.PHONY: clean
+clean:
+	rm -rf bin

@@ -1,0 +1,73 @@
+package classic
+
+import (
+	"context"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+)
+
+// onBuild lists the ONBUILD instructions that the stage inherits.
+func (s *stage) onBuild() []string {
+	if s.base != nil {
+		return s.base.Config.Config.OnBuild
+	}
+	if s.from == nil {
+		return nil
+	}
+	var texts []string
+	for _, st := range s.from.steps {
+		if cmd, ok := st.cmd.(*instructions.OnbuildCommand); ok {
+			texts = append(texts, cmd.Expression)
+		}
+	}
+	return texts
+}
+
+// readTriggers parses what the stage inherits, so that it is known before
+// anything runs which other stages and images that needs.
+func (s *stage) readTriggers() error {
+	from := s.steps[0]
+	for _, text := range s.onBuild() {
+		ast, err := parser.Parse(strings.NewReader(text))
+		if err != nil {
+			return failure.At(triggerError(text, err), failure.Preflight, from.line)
+		}
+		for _, n := range ast.AST.Children {
+			cmd, err := instructions.ParseCommand(n)
+			if err != nil {
+				return failure.At(triggerError(text, err), failure.Preflight, from.line)
+			}
+			st := &step{id: from.id, number: from.number, cmd: cmd, source: text, line: from.line, end: from.end}
+			if err := s.check(st); err != nil {
+				return err
+			}
+			s.triggers = append(s.triggers, st)
+		}
+	}
+	return nil
+}
+
+func triggerError(text string, err error) error {
+	return failure.Userf(failure.DockerfileInvalid, "mend the ONBUILD instruction of the image or stage that FROM names", "ONBUILD %s: %v", text, err)
+}
+
+// trigger runs the inherited ONBUILD instructions as part of FROM.
+func (s *stage) trigger(ctx, steps context.Context, st *step, done *slipwayv1.StepDone) error {
+	s.note(st, "# Executing %s", count(len(s.onBuild()), "build trigger"))
+	cached := true
+	for _, sub := range s.triggers {
+		sub.id = st.id
+		one := &slipwayv1.StepDone{}
+		if err := s.dispatch(ctx, steps, sub, one); err != nil {
+			return err
+		}
+		cached = cached && one.Cached
+	}
+	done.Cached = done.Cached && cached
+	return nil
+}
