@@ -107,6 +107,10 @@ fuzz: ## each fuzz test for FUZZ (20s)
 		done; \
 	done
 
+.PHONY: bench
+bench: deps build ## beside BuildKit; QUICK=1 for one round
+	cd benchmarks && $(SUDO) env "PATH=$$PATH" QUICK=$(QUICK) $(GO) run .
+
 .PHONY: clean
 clean:
 	rm -rf bin

@@ -175,7 +175,7 @@ func TestMakeFails(t *testing.T) {
 				stop(boom)
 			}
 		}, boom},
-		{"cancelled within a file", 0, func(stop context.CancelCauseFunc, w *layer.Writer) error {
+		{"cancelled within a file", -1, func(stop context.CancelCauseFunc, w *layer.Writer) error {
 			return w.Entry(&tar.Header{Name: "a", Size: 1 << 40}, io.MultiReader(bytes.NewReader(noise(4<<20)), stopping{stop, boom}))
 		}, boom},
 	} {

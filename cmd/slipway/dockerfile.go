@@ -59,9 +59,9 @@ func findDockerfile(dir, flag string, stdin io.Reader) (*recipe, error) {
 		return readDockerfile(&recipe{file: file, name: shownName(dir, file)}, f)
 	}
 	if flag == "" {
-		return nil, dockerfileError("no Dockerfile in "+shownDir(dir), "Name it with --dockerfile, or the directory it is in.")
+		return nil, noDockerfile("no Dockerfile in "+shownDir(dir), "Name it with --dockerfile, or the directory it is in.")
 	}
-	return nil, dockerfileError("there is no file "+flag, "")
+	return nil, noDockerfile("there is no file "+flag, "Paths are looked for from here, then from the directory to deploy.")
 }
 
 func readDockerfile(r *recipe, from io.Reader) (*recipe, error) {
@@ -98,8 +98,16 @@ func shownDir(dir string) string {
 	return dir
 }
 
+func noDockerfile(message, hint string) error {
+	return recipeError("dockerfile_not_found", message, hint)
+}
+
 func dockerfileError(message, hint string) error {
-	e := client.NewError("dockerfile_invalid", slipwayv1.Blame_BLAME_USER, message, hint)
+	return recipeError("dockerfile_invalid", message, hint)
+}
+
+func recipeError(code, message, hint string) error {
+	e := client.NewError(code, slipwayv1.Blame_BLAME_USER, message, hint)
 	e.Phase = "preflight"
 	return e
 }
