@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-# go1.26 says which toolchain go.mod asks for; Go fetches it if it must.
+# An older Go fetches the toolchain that go.mod asks for.
 GO      ?= go
 TOOL    := $(GO) tool -modfile=tools.mod
 BUF     := $(TOOL) buf

@@ -14,7 +14,11 @@ stop() {
 	trap - EXIT
 	if [ -n "$daemon" ]; then
 		kill -TERM "$daemon" 2>/dev/null || true
-		wait "$daemon" || { echo "demo: the daemon failed:"; cat "$work/log"; status=1; }
+		wait "$daemon" || [ $status != 0 ] || status=1
+	fi
+	if [ $status != 0 ] && [ $status != 130 ]; then
+		echo "demo: it failed; the daemon's log:" >&2
+		cat "$work/log" >&2
 	fi
 	if grep -F " $work/" /proc/self/mounts; then
 		echo "demo: these mounts are left in $work" >&2

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/platforms"
@@ -212,8 +213,9 @@ func (r *Resolver) source(host, repo string, plain bool, auth Auth) (source, err
 	if slices.Contains(r.opts.Insecure, host) {
 		plain, tr = true, r.lax
 	}
+	var challenged atomic.Bool
 	puller, err := remote.NewPuller(
-		remote.WithTransport(tr), remote.WithUserAgent("slipway"), remote.WithAuth(asked{auth, host}),
+		remote.WithTransport(listener{tr, &challenged}), remote.WithUserAgent("slipway"), remote.WithAuth(asked{auth, host, &challenged}),
 		remote.WithRetryBackoff(remote.Backoff{Duration: r.opts.Pause, Factor: 3, Jitter: 0.1, Steps: 3}),
 	)
 	return &remoteSource{host: host, repo: repo, plain: plain, puller: puller}, err

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -119,8 +120,23 @@ func (r *remoteSource) reference(ref string) (name.Reference, error) {
 
 // asked gets credentials when the registry's challenge needs them.
 type asked struct {
-	auth Auth // may be nil
-	host string
+	auth       Auth // may be nil
+	host       string
+	challenged *atomic.Bool // by the registry
+}
+
+// A listener notes that a registry wants credentials.
+type listener struct {
+	http.RoundTripper
+	challenged *atomic.Bool
+}
+
+func (l listener) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := l.RoundTripper.RoundTrip(r)
+	if err == nil && resp.StatusCode == http.StatusUnauthorized {
+		l.challenged.Store(true)
+	}
+	return resp, err
 }
 
 var (
@@ -136,7 +152,7 @@ func (a asked) Authorization() (*authn.AuthConfig, error) {
 
 // AuthorizationContext implements authn.ContextAuthenticator.
 func (a asked) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
-	if a.auth == nil {
+	if a.auth == nil || !a.challenged.Load() {
 		return &authn.AuthConfig{}, nil
 	}
 	cfg, err := a.auth(ctx, a.host)

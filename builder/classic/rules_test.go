@@ -196,6 +196,7 @@ func TestCopy(t *testing.T) {
 		{"missing", classic.Copy{Patterns: []string{"no"}, Dest: "/x"}, nil, "stat no: file does not exist"},
 		{"dangling", classic.Copy{Patterns: []string{"dangling"}, Dest: "/x"}, nil, "file does not exist"},
 		{"out of the context", classic.Copy{Patterns: []string{"d/../../a"}, Dest: "/x"}, nil, "forbidden path outside the build context"},
+		{"the parent of the context", classic.Copy{Patterns: []string{".."}, Dest: "/x"}, nil, "forbidden path outside the build context"},
 		{"bad pattern", classic.Copy{Patterns: []string{"[a"}, Dest: "/x"}, nil, "syntax error in pattern"},
 		{"nothing matches", classic.Copy{Patterns: []string{"z*"}, Dest: "/x"}, nil, "no source files"},
 	} {

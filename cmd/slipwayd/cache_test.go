@@ -1,8 +1,6 @@
 package main_test
 
-import (
-	"testing"
-)
+import "testing"
 
 // checkUnchanged fails unless a deploy did nothing that an earlier deploy had
 // done: sent no file, ran no step, compressed and uploaded nothing.
@@ -33,14 +31,6 @@ func misses(d *deployed) string {
 		}
 	}
 	return s
-}
-
-func sumSizes(layers []layer) (compressed, uncompressed int64) {
-	for _, l := range layers {
-		compressed += l.Size
-		uncompressed += l.Uncompressed
-	}
-	return compressed, uncompressed
 }
 
 var greeter = tree{
@@ -163,7 +153,6 @@ func TestWhatMisses(t *testing.T) {
 		{name: "no cache", change: func(string) {}, args: []string{"--no-cache"},
 			ran: []string{"COPY a /a", "RUN echo $WHO > /who", "COPY b /b", "RUN cat /a /b > /ab"}},
 	}
-	// The mode is part of the content's key.
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			c := d.client()

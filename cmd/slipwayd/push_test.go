@@ -270,10 +270,10 @@ func TestRegistryThatRefuses(t *testing.T) {
 func TestRegistryThatStumbles(t *testing.T) {
 	t.Parallel()
 	f := startForeign(t, false)
-	d, c := startWithBusybox(t, "--insecure-registry", f.host)
+	_, c := startWithBusybox(t, "--insecure-registry", f.host)
 	c.login(f.host, foreignUser, foreignPassword)
 	seen := map[string]int{}
-	f.refuse = func(w http.ResponseWriter, r *http.Request) bool {
+	f.refuse = func(w http.ResponseWriter, r *http.Request) bool { // each kind of request fails the second time
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		class := r.Method
@@ -295,7 +295,6 @@ func TestRegistryThatStumbles(t *testing.T) {
 	if digest, _ := f.image("stumble:v1").Digest(); digest.String() != r.Digest {
 		t.Errorf("the registry has %s, want %s", digest, r.Digest)
 	}
-	_ = d
 }
 
 // A registry that cannot be reached is told with its name.
