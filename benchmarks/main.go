@@ -22,6 +22,7 @@ type options struct {
 	runs    int
 	quick   bool
 	only    string
+	render  string // JSON of an earlier run
 	keep    bool
 }
 
@@ -47,6 +48,7 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.quick, "quick", os.Getenv("QUICK") == "1", "one round, gzip only; also by QUICK=1")
 	f.StringVar(&o.only, "only", "", "comma-separated `contenders` to run (default all): "+strings.Join(contenderNames(), ", "))
 	f.BoolVar(&o.keep, "keep", false, "keep roots and logs of the last round")
+	f.StringVar(&o.render, "render", "", "run nothing; make the tables from the JSON `file` of an earlier run")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -80,6 +82,13 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if o.render != "" {
+		res, err := readResult(o.render)
+		if err != nil {
+			return err
+		}
+		return res.show(os.Stdout, o)
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("must run as root: the daemons mount overlays and start containers")
 	}
@@ -98,7 +107,7 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	work, err := prepare(o)
+	work, err := prepare(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -108,6 +117,8 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	res.end()
-	return res.write(os.Stdout, o)
+	if err := res.save(o); err != nil {
+		return err
+	}
+	return res.show(os.Stdout, o)
 }

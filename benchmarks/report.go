@@ -11,8 +11,8 @@ func (r *result) markdown() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	m := r.Machine
-	p("Run of %s: %d rounds, the tools in turns. Machine: %s, %d cores, %.0f GB, Linux %s; load %.1f when it began.",
-		r.Begun.Format("2006-01-02 15:04 UTC"), r.Runs, m.CPU, m.Cores, float64(m.Memory)/1e9, m.Kernel, m.Load)
+	p("Run of %s: %d rounds, the tools in turns. Machine: %s, %d cores, %.0f GB, Linux %s. %s",
+		r.Begun.Format("2006-01-02 15:04 UTC"), r.Runs, m.CPU, m.Cores, float64(m.Memory)/1e9, m.Kernel, r.noise())
 	p("Workload A: %d files, %.0f MB (%s). Times are medians, the range in brackets.\n", r.Workload.Files, float64(r.Workload.Bytes)/1e6, r.Workload.Source)
 	r.ratios(p)
 	for _, sc := range scenarios {
@@ -33,6 +33,25 @@ func (r *result) markdown() string {
 		p("\nCompressed size of A's image, base included:%s.", r.sizes())
 	}
 	return b.String()
+}
+
+// noise says how busy the machine was. A deploy uses both cores of a small
+// machine by itself; what is far above is somebody else's.
+func (r *result) noise() string {
+	var v []float64
+	for _, by := range r.Samples {
+		for _, samples := range by {
+			v = append(v, values(samples, load)...)
+		}
+	}
+	if len(v) == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("Load average as the deploys began: %.1f (%.1f–%.1f).", median(v), slices.Min(v), slices.Max(v))
+	if median(v) > 2*float64(r.Machine.Cores) {
+		text += " **The machine was shared: absolute times mean little, and a tool that compresses on one core loses less to others than one that uses all. CPU seconds are the steadier measure.**"
+	}
+	return text
 }
 
 // ratios compares Slipway with the peer of the same compression, turn by turn.
@@ -68,6 +87,7 @@ func (r *result) sizes() string {
 func wall(s sample) float64 { return s.Wall }
 func cpu(s sample) float64  { return s.CPU }
 func peak(s sample) float64 { return float64(s.Peak) / 1e6 }
+func load(s sample) float64 { return s.Load }
 func sent(s sample) float64 { return float64(s.Sent) }
 
 func values(samples []sample, of func(sample) float64) []float64 {

@@ -43,8 +43,6 @@ func newResult(o options, w *workload) *result {
 	return r
 }
 
-func (r *result) end() { r.Ended = time.Now().UTC() }
-
 func (r *result) add(scenario, contender string, s sample) {
 	r.Samples[scenario][contender] = append(r.Samples[scenario][contender], s)
 }
@@ -86,8 +84,9 @@ func procField(file, name string) string {
 	return ""
 }
 
-// write saves the JSON, shows the table, and puts it into the document.
-func (r *result) write(w io.Writer, o options) error {
+// save writes the JSON.
+func (r *result) save(o options) error {
+	r.Ended = time.Now().UTC()
 	raw, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
@@ -99,13 +98,30 @@ func (r *result) write(w io.Writer, o options) error {
 	if err := os.WriteFile(file, append(raw, '\n'), 0o644); err != nil {
 		return err
 	}
-	text := r.markdown()
-	if _, err := io.WriteString(w, text); err != nil {
-		return err
-	}
 	logf("samples are in %s", file)
-	if o.doc == "" {
-		return nil
+	return nil
+}
+
+func readResult(file string) (*result, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	r := &result{}
+	if err := json.Unmarshal(raw, r); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if r.Workload == nil {
+		return nil, fmt.Errorf("%s is no result", file)
+	}
+	return r, nil
+}
+
+// show prints the tables and puts them into the document.
+func (r *result) show(w io.Writer, o options) error {
+	text := r.markdown()
+	if _, err := io.WriteString(w, text); err != nil || o.doc == "" {
+		return err
 	}
 	return replaceSection(o.doc, text)
 }

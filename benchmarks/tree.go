@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -43,12 +45,16 @@ type workload struct {
 }
 
 // prepare generates the workloads.
-func prepare(o options) (*workload, error) {
+func prepare(ctx context.Context, o options) (*workload, error) {
 	w := &workload{A: filepath.Join(o.work, "a"), R: filepath.Join(o.work, "r"), first: filepath.Join(o.work, "a.first")}
 	if err := os.MkdirAll(w.R, 0o755); err != nil {
 		return nil, err
 	}
-	goroot := runtime.GOROOT()
+	out, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return nil, fmt.Errorf("go env GOROOT: %w", err)
+	}
+	goroot := strings.TrimSpace(string(out))
 	jdk := newestJDK()
 	w.Source = runtime.Version() + " src"
 	trees := []string{filepath.Join(goroot, "pkg"), filepath.Join(goroot, "bin")}

@@ -98,12 +98,12 @@ func (n *network) sweep() error {
 		return err
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	all, err := links(h)
 	if err != nil {
 		return err
 	}
 	dead := map[string]bool{n.id: true}
-	for _, l := range links {
+	for _, l := range all {
 		id, ok := strings.CutPrefix(l.Attrs().Name, bridgePrefix)
 		if ok && l.Type() == "bridge" && len(id) == len(n.id) && id != n.id && !hasOwner(id) {
 			dead[id] = true
@@ -119,7 +119,7 @@ func (n *network) sweep() error {
 
 // removeNetwork removes the links of a network, then its rules.
 func removeNetwork(h *netlink.Handle, links []netlink.Link, id string) error {
-	for _, l := range links {
+	for _, l := range all {
 		name := l.Attrs().Name
 		if name != bridgePrefix+id && !strings.HasPrefix(name, endpointPrefix+id) {
 			continue
@@ -250,7 +250,7 @@ func (n *network) avoid() []netip.Prefix {
 
 // alone reports whether no other link has an address in subnet.
 func (n *network) alone(index int, subnet netip.Prefix) (bool, error) {
-	addrs, err := n.handle.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := addresses(n.handle)
 	if err != nil {
 		return false, err
 	}
@@ -277,7 +277,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // uplinkMTU returns the largest packet that the default route takes.
 func uplinkMTU(h *netlink.Handle) (int, error) {
-	routes, err := h.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := dump(func() ([]netlink.Route, error) { return h.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return 0, err
 	}
@@ -312,11 +312,11 @@ func (n *network) restoreForwarding() error {
 		return nil
 	}
 	n.enabled = false
-	links, err := n.handle.LinkList()
+	all, err := links(n.handle)
 	if err != nil {
 		return err
 	}
-	for _, l := range links {
+	for _, l := range all {
 		if l.Type() == "bridge" {
 			return nil
 		}
@@ -352,7 +352,7 @@ func (n *network) tearDown() error {
 	if n.handle == nil {
 		return errors.Join(errs...)
 	}
-	links, err := n.handle.LinkList()
+	all, err := links(n.handle)
 	if err == nil {
 		err = removeNetwork(n.handle, links, n.id)
 	}

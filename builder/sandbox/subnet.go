@@ -50,7 +50,7 @@ func subnets(seed uint32) iter.Seq[netip.Prefix] {
 // default route.
 func usedRanges(h *netlink.Handle) ([]netip.Prefix, error) {
 	var used []netip.Prefix
-	addrs, err := h.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := addresses(h)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,9 @@ func usedRanges(h *netlink.Handle) ([]netip.Prefix, error) {
 		used = appendNet(used, a.IP, a.Mask)
 	}
 	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, all, netlink.RT_FILTER_TABLE)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(netlink.FAMILY_V4, all, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, err
 	}
