@@ -110,7 +110,7 @@ func (n *network) sweep() error {
 		}
 	}
 	for id := range dead {
-		if err := removeNetwork(h, links, id); err != nil {
+		if err := removeNetwork(h, all, id); err != nil {
 			return fmt.Errorf("remove left network %s: %w", id, err)
 		}
 	}
@@ -118,7 +118,7 @@ func (n *network) sweep() error {
 }
 
 // removeNetwork removes the links of a network, then its rules.
-func removeNetwork(h *netlink.Handle, links []netlink.Link, id string) error {
+func removeNetwork(h *netlink.Handle, all []netlink.Link, id string) error {
 	for _, l := range all {
 		name := l.Attrs().Name
 		if name != bridgePrefix+id && !strings.HasPrefix(name, endpointPrefix+id) {
@@ -354,7 +354,7 @@ func (n *network) tearDown() error {
 	}
 	all, err := links(n.handle)
 	if err == nil {
-		err = removeNetwork(n.handle, links, n.id)
+		err = removeNetwork(n.handle, all, n.id)
 	}
 	errs = append(errs, err, n.restoreForwarding())
 	n.handle.Close()
