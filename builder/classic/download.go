@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -71,6 +72,10 @@ func (s *stage) download(ctx context.Context, st *step, link string, named bool)
 }
 
 func fetchError(link string, err error) error {
+	var closed *closedError
+	if errors.As(err, &closed) {
+		return failure.Userf(failure.FetchFailed, "copy the file into the context, or ask the operator for --allow-egress", "ADD failed: %v", err)
+	}
 	return &failure.Error{Code: failure.FetchFailed, Blame: failure.Net, Retryable: true, Err: err,
 		Message: fmt.Sprintf("ADD failed: %v", err), Hint: "check the URL; the daemon reaches public addresses only, unless the operator allows more"}
 }

@@ -42,5 +42,12 @@ func checkAddress(address string, allow []netip.Prefix) error {
 	if ip.IsGlobalUnicast() && !ip.IsPrivate() && !shared.Contains(ip) {
 		return nil
 	}
-	return fmt.Errorf("%s is not a public address, and the operator does not allow it with --allow-egress", ip)
+	return &closedError{ip}
+}
+
+// A closedError says that a URL leads to an address that builds may not reach.
+type closedError struct{ ip netip.Addr }
+
+func (e *closedError) Error() string {
+	return fmt.Sprintf("%s is not a public address, and the operator does not allow it with --allow-egress", e.ip)
 }

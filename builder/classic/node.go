@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +39,7 @@ type node struct {
 	err       error
 	layer     *layer.Layer // nil if the step has none
 	id        digest.Digest
+	key       layercache.Key // of a step
 	rootfs    int64 // bytes unpacked
 	peak      int64
 	created   time.Time
@@ -262,10 +264,22 @@ func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *sli
 	s.build.passes.Go(func() {
 		if n.err = failure.At(s.pass(ctx, n, c), failure.Build, st.line); n.err != nil {
 			s.build.fail(n.err)
+			s.retract(n)
 		}
 		close(n.made)
 	})
 	return nil
+}
+
+// retract tells that a step failed after all: it had been reported as done
+// when its layer was still in the making.
+func (s *stage) retract(n *node) {
+	if n.parent.err != nil || errors.Is(n.err, context.Canceled) {
+		return // not this step's fault
+	}
+	s.build.job.Session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepDone{StepDone: &slipwayv1.StepDone{
+		Step: n.step.id, Error: failure.As(n.err).Message,
+	}}})
 }
 
 // lookup fills the node from the cache.
@@ -294,6 +308,7 @@ func (s *stage) find(ctx context.Context, n *node, c *change) (layercache.Step, 
 		return layercache.Step{}, err
 	}
 	key := keyAt(n.parent.id, parts)
+	n.key = key
 	rec, err := cache.Step(ctx, key)
 	if !missing(err) || c.also == nil {
 		return rec, err
@@ -419,7 +434,8 @@ func (s *stage) record(ctx context.Context, n *node, c *change) error {
 		rec.DiffID = n.layer.DiffID
 	}
 	cache := s.build.job.Cache
-	if err := cache.PutStep(ctx, keyAt(n.parent.id, parts), rec); err != nil {
+	n.key = keyAt(n.parent.id, parts)
+	if err := cache.PutStep(ctx, n.key, rec); err != nil {
 		return err
 	}
 	if c.also == nil {
@@ -506,14 +522,20 @@ func (n *node) fullHistory() []ocispec.History {
 	})
 }
 
-// countSteps counts the stage's own steps.
+// countSteps counts the stage's own steps and lists their keys, in order.
 func (s *stage) countSteps(out *builder.Image) {
+	var keys []layercache.Key
 	for at := s.node; at != nil && at.stage == s; at = at.parent {
 		out.Steps++
 		if at.cached {
 			out.Cached++
 		}
+		if at.key != (layercache.Key{}) {
+			keys = append(keys, at.key)
+		}
 	}
+	slices.Reverse(keys)
+	out.Keys = append(out.Keys, keys...)
 }
 
 // snapshotName is a new name for a snapshot that a step makes.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/oklog/ulid/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/layer"
@@ -155,6 +156,10 @@ func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error 
 		return failure.Userf(failure.StepFailed, "check the command, its PATH and USER", "%v", err)
 	case err != nil:
 		return err
+	case code != 0 && diskFull(p.upper):
+		return &failure.Error{Code: failure.DiskFull, Blame: failure.Builder, Retryable: true, ExitCode: code,
+			Message: fmt.Sprintf("the daemon's disk is full, and the command returned a non-zero code: %d", code),
+			Hint:    "free disk space or run slipway cache prune, then deploy again; finished steps stay cached"}
 	case code != 0:
 		e := failure.Userf(failure.StepFailed, "the output above says why; steps before this one stay cached",
 			"The command '%s' returned a non-zero code: %d", strings.Join(p.sandbox.Args, " "), code)
@@ -162,6 +167,19 @@ func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error 
 		return e
 	}
 	return nil
+}
+
+// scarce is how much free space no command can do its work with.
+const scarce = 1 << 20
+
+// diskFull reports whether the file system of dir has no room left. What a
+// process says of that is only text.
+func diskFull(dir string) bool {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return false
+	}
+	return int64(fs.Bavail)*fs.Bsize < scarce || fs.Files > 0 && fs.Ffree == 0
 }
 
 // watch stops a process that writes past the limit.
