@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -263,7 +262,7 @@ func (t *transfer) hashSource(ctx context.Context, src copySource) (string, erro
 func (t *transfer) hashFile(ctx context.Context, from sourceFS, name string, f *file) (string, error) {
 	fields := []string{
 		"file/v1", name, string(f.typ), strconv.FormatInt(f.mode, 8), strconv.Itoa(f.uid), strconv.Itoa(f.gid),
-		f.link, fmt.Sprint(f.major, f.minor),
+		f.link, strconv.FormatInt(f.major, 10) + " " + strconv.FormatInt(f.minor, 10),
 	}
 	if f.typ == tar.TypeReg {
 		content, err := from.hash(ctx, f)
@@ -281,11 +280,13 @@ func (t *transfer) hashFile(ctx context.Context, from sourceFS, name string, f *
 // sum hashes fields, each with its length first so that no two lists read
 // alike.
 func sum(fields ...string) string {
-	h := sha256.New()
+	buf := make([]byte, 0, 256)
 	for _, f := range fields {
-		fmt.Fprintf(h, "%d:%s", len(f), f)
+		buf = strconv.AppendInt(buf, int64(len(f)), 10)
+		buf = append(append(buf, ':'), f...)
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	digest := sha256.Sum256(buf)
+	return hex.EncodeToString(digest[:])
 }
 
 // entries lists the manifest entries whose content the transfer reads.

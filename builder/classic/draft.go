@@ -2,6 +2,7 @@ package classic
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,7 +152,18 @@ func (d *draft) write(ctx context.Context, put func(*tar.Header, io.Reader) erro
 
 // comparePaths orders as a walk does: "/a/b" before "/a-b".
 func comparePaths(a, b string) int {
-	return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/"))
+	for i := range min(len(a), len(b)) {
+		switch {
+		case a[i] == b[i]:
+		case a[i] == '/':
+			return -1
+		case b[i] == '/':
+			return 1
+		default:
+			return cmp.Compare(a[i], b[i])
+		}
+	}
+	return cmp.Compare(len(a), len(b))
 }
 
 // create writes the draft into an empty upper directory.

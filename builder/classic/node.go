@@ -40,7 +40,7 @@ type node struct {
 	layer     *layer.Layer // nil if the step has none
 	id        digest.Digest
 	key       layercache.Key // of a step
-	rootfs    int64 // bytes unpacked
+	rootfs    int64          // bytes unpacked
 	peak      int64
 	created   time.Time
 	createdBy string
