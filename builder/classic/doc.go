@@ -4,9 +4,9 @@
 // Stages form a graph: those that the target does not need are left out,
 // independent ones run side by side.
 //
-// A stage walks its instructions ([plan], [stage]); each leaves a [node], the
+// A stage walks its instructions ([stage]); each leaves a [node], the
 // image as it then stands. A node's layer is made in the background while the
 // stage goes on: COPY and friends describe theirs as a [draft] over the tree
 // below, RUN's is the upper directory of its overlay. Read [Pipeline] first,
-// then stage.go and node.go.
+// then stage.go, node.go and change.go.
 package classic

@@ -1,0 +1,304 @@
+package classic
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/layercache"
+	"github.com/slipwayhq/slipway/limits"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+)
+
+// A change is what an instruction does to an image.
+type change struct {
+	image     dockerspec.DockerOCIImage
+	createdBy string
+
+	// key returns what the step depends on beyond its parent. It may wait for
+	// other stages.
+	key func(ctx context.Context) ([]layercache.Part, error)
+
+	// run does the work that later steps wait for, on a miss. It may set the
+	// node's snapshot. It may be nil.
+	run func(ctx context.Context, n *node) error
+
+	// write makes the layer, in the background. nil: the step has no layer.
+	write func(ctx context.Context, n *node, w *layer.Writer) error
+
+	// fill, see node.
+	fill func(ctx context.Context, n *node, s *layercache.Snapshot) error
+
+	// also returns further parts under which the step may be found, once it
+	// was made or when its first key missed. It may be nil.
+	also func(ctx context.Context) ([]layercache.Part, error)
+}
+
+// extra is what a record keeps beside the cache's own fields.
+type extra struct {
+	CreatedBy string
+}
+
+// fixed is the key of a change that depends on nothing to come.
+func fixed(parts ...layercache.Part) func(context.Context) ([]layercache.Part, error) {
+	return func(context.Context) ([]layercache.Part, error) { return parts, nil }
+}
+
+func keyAt(parent digest.Digest, parts []layercache.Part) layercache.Key {
+	return layercache.NewKey(append([]layercache.Part{{Name: "parent", Value: parent.String()}}, parts...)...)
+}
+
+// apply looks the change up or carries it out, and moves the stage on.
+func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *slipwayv1.StepDone) error {
+	n := &node{parent: s.node, stage: s, step: st, image: c.image, createdBy: c.createdBy, made: make(chan struct{}),
+		plain: c.write == nil}
+	if !s.busted {
+		hit, err := s.lookup(ctx, n, c)
+		if err != nil {
+			return err
+		}
+		if hit {
+			done.Cached = true
+			s.node = n
+			return s.offer(ctx, n)
+		}
+		s.bust(ctx, st)
+	}
+	if c.fill != nil {
+		n.fill = func(ctx context.Context, snap *layercache.Snapshot) error { return c.fill(ctx, n, snap) }
+	}
+	if c.run != nil {
+		if err := c.run(steps, n); err != nil {
+			return err
+		}
+	}
+	s.node = n
+	s.build.passes.Go(func() {
+		if n.err = failure.At(s.pass(ctx, n, c), failure.Build, st.line); n.err != nil {
+			s.build.fail(n.err)
+			s.retract(n)
+		}
+		close(n.made)
+	})
+	return nil
+}
+
+// retract tells that a step failed after all: it had been reported as done
+// when its layer was still in the making.
+func (s *stage) retract(n *node) {
+	if n.parent.err != nil || errors.Is(n.err, context.Canceled) {
+		return // not this step's fault
+	}
+	s.build.job.Session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepDone{StepDone: &slipwayv1.StepDone{
+		Step: n.step.id, Error: failure.As(n.err).Message,
+	}}})
+}
+
+// lookup fills the node from the cache.
+func (s *stage) lookup(ctx context.Context, n *node, c *change) (bool, error) {
+	if err := n.parent.wait(ctx); err != nil {
+		return false, err
+	}
+	if s.build.job.NoCache {
+		return false, nil
+	}
+	rec, err := s.find(ctx, n, c)
+	if missing(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return s.restore(ctx, n, rec)
+}
+
+// find asks for the step by its key, then by what it would copy.
+func (s *stage) find(ctx context.Context, n *node, c *change) (layercache.Step, error) {
+	cache := s.build.job.Cache
+	parts, err := c.key(ctx)
+	if err != nil {
+		return layercache.Step{}, err
+	}
+	key := keyAt(n.parent.id, parts)
+	n.key = key
+	rec, err := cache.Step(ctx, key)
+	if !missing(err) || c.also == nil {
+		return rec, err
+	}
+	if parts, err = c.also(ctx); err != nil {
+		return rec, err
+	}
+	if rec, err = cache.Step(ctx, keyAt(n.parent.id, parts)); err == nil {
+		err = cache.PutStep(ctx, key, rec)
+	}
+	return rec, err
+}
+
+func missing(err error) bool { return errors.Is(err, layercache.ErrNotFound) }
+
+func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool, error) {
+	if rec.Peak > s.build.job.MaxSize && s.build.job.MaxSize > 0 {
+		return false, nil // run it again: the ledger says what is too large
+	}
+	var x extra
+	if err := json.Unmarshal(rec.Extra, &x); err != nil {
+		return false, nil
+	}
+	if !rec.Empty {
+		l, err := layer.Lookup(ctx, s.build.job.Cache, rec.DiffID, s.build.mediaType())
+		if missing(err) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		l.Origin, l.CreatedBy = limits.Source{Line: n.step.line, Text: n.step.source}, x.CreatedBy
+		n.layer = l
+	}
+	n.setSnapshot(rec.Snapshot)
+	n.created, n.createdBy, n.cached = rec.Created, x.CreatedBy, true
+	n.rootfs, n.peak = rec.RootFS, rec.Peak
+	if err := n.identify(); err != nil {
+		return false, err
+	}
+	close(n.made)
+	return true, nil
+}
+
+// pass makes the node's layer, one pass over its bytes, after the layers
+// below it have been counted, and records the step.
+func (s *stage) pass(ctx context.Context, n *node, c *change) error {
+	if err := n.parent.wait(ctx); err != nil {
+		return err
+	}
+	n.rootfs, n.peak = n.parent.rootfs, n.parent.peak
+	if c.write != nil {
+		if err := s.makeLayer(ctx, n, c); err != nil {
+			return err
+		}
+	}
+	n.created = time.Now().UTC()
+	if err := n.identify(); err != nil {
+		return err
+	}
+	return s.record(ctx, n, c)
+}
+
+func (s *stage) makeLayer(ctx context.Context, n *node, c *change) error {
+	ledger, err := s.ledgerOf(ctx, n.parent)
+	if err != nil {
+		return err
+	}
+	l, err := s.build.job.Maker.Make(ctx, layer.Spec{
+		Origin:    limits.Source{Line: n.step.line, Text: n.step.source},
+		CreatedBy: c.createdBy, Ledger: ledger,
+		Write: func(ctx context.Context, w *layer.Writer) error { return c.write(ctx, n, w) },
+		Started: func(p *layer.Pending) {
+			if s.final {
+				s.build.job.Layer(p)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	added := ledger.Total() - n.parent.rootfs
+	n.rootfs, n.peak = ledger.Total(), max(n.parent.peak, ledger.Peak())
+	if l == nil {
+		return nil
+	}
+	l.CreatedBy = n.createdBy
+	n.layer = l
+	s.tell(n, added)
+	return nil
+}
+
+// tell reports a finished layer and where the root file system now stands.
+func (s *stage) tell(n *node, added int64) {
+	emit := s.build.job.Session.Emit
+	l := n.layer
+	emit(&slipwayv1.Event{Event: &slipwayv1.Event_Layer{Layer: &slipwayv1.LayerDone{Step: n.step.id, RootfsDelta: added, Layer: &slipwayv1.Layer{
+		Digest: l.Descriptor.Digest.String(), DiffId: l.DiffID.String(), Size: uint64(l.Descriptor.Size),
+		Uncompressed: uint64(l.Uncompressed), CreatedBy: l.CreatedBy, MediaType: l.Descriptor.MediaType,
+	}}}})
+	if s.final {
+		emit(&slipwayv1.Event{Event: &slipwayv1.Event_Rootfs{Rootfs: &slipwayv1.RootFS{
+			Bytes: uint64(n.rootfs), Limit: uint64(max(0, s.build.job.MaxSize)),
+		}}})
+	}
+}
+
+// record stores the step under each of its keys.
+func (s *stage) record(ctx context.Context, n *node, c *change) error {
+	x, err := json.Marshal(extra{CreatedBy: n.createdBy})
+	if err != nil {
+		return err
+	}
+	parts, err := c.key(ctx)
+	if err != nil {
+		return err
+	}
+	rec := layercache.Step{
+		Created: n.created, Empty: n.layer == nil, Snapshot: n.filled(), RootFS: n.rootfs, Peak: n.peak,
+		Parts: parts, App: s.build.job.App, Extra: x,
+	}
+	if n.layer != nil {
+		rec.DiffID = n.layer.DiffID
+	}
+	cache := s.build.job.Cache
+	n.key = keyAt(n.parent.id, parts)
+	if err := cache.PutStep(ctx, n.key, rec); err != nil {
+		return err
+	}
+	if c.also == nil {
+		return nil
+	}
+	if parts, err = c.also(ctx); err != nil {
+		return err
+	}
+	rec.Parts = parts
+	return cache.PutStep(ctx, keyAt(n.parent.id, parts), rec)
+}
+
+// ledgerOf returns the stage's ledger, which stands where parent does.
+func (s *stage) ledgerOf(ctx context.Context, parent *node) (*limits.Ledger, error) {
+	if s.ledger != nil {
+		return s.ledger, nil
+	}
+	ledger, err := s.build.charged(ctx, parent.layers())
+	if err != nil {
+		return nil, err
+	}
+	s.ledger = ledger
+	return ledger, nil
+}
+
+// charged returns a ledger that holds the layers.
+func (b *build) charged(ctx context.Context, layers []*layer.Layer) (*limits.Ledger, error) {
+	ledger := limits.NewLedger(b.job.MaxSize)
+	for _, l := range layers {
+		if err := layer.Charge(ctx, b.job.Cache, l, ledger); err != nil {
+			return nil, err
+		}
+	}
+	return ledger, nil
+}
+
+// offer hands a cached layer of the final image to the push.
+func (s *stage) offer(ctx context.Context, n *node) error {
+	if !s.final || n.layer == nil {
+		return nil
+	}
+	blob, err := s.build.job.Cache.Blob(ctx, n.layer.Descriptor.Digest)
+	if err != nil {
+		return err
+	}
+	s.build.job.Layer(layer.Finished(n.layer, blob))
+	return nil
+}
