@@ -16,7 +16,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # Without a usable git there is no revision to stamp.
 VCS     := $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -ldflags "-s -w -X main.version=$(VERSION)"
-TIMEOUT ?= 10m
+TIMEOUT ?= 15m
 FUZZ    ?= 20s
 
 .PHONY: build
