@@ -32,7 +32,11 @@ demo: deps build ## deploy examples/hello to a daemon of its own
 	$(BUILD) -o bin/ ./examples/hello ./examples/verify
 	$(SUDO) scripts/demo.sh
 
+# What the tests make their input with.
+TOOLS := python3:python3-minimal bzip2:bzip2 xz:xz-utils mkfs.ext4:e2fsprogs
+
 .PHONY: test
+test: PROGRAMS := $(TOOLS)
 test: deps ## all tests; some need root and are skipped without
 	$(GO) test -timeout $(TIMEOUT) ./...
 
@@ -90,7 +94,7 @@ cross:
 	done; done
 
 .PHONY: race
-race: PROGRAMS := gcc:gcc,libc6-dev # for the race detector
+race: PROGRAMS := $(TOOLS) gcc:gcc,libc6-dev # for the race detector
 race: deps
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TIMEOUT) ./...
 
