@@ -34,13 +34,14 @@ var arrows = map[string][]string{
 	"pushd/compress":   {},
 
 	// builder joins the stages; what a pipeline stands on does not know it.
-	"builder":         {"buildctx", "layercache", "limits", "pushd", "proto"},
-	"builder/failure": {"limits"},
-	"builder/rootfs":  {},
-	"builder/sandbox": {},
-	"builder/layer":   {"builder/failure", "builder/rootfs", "layercache", "limits", "pushd"},
-	"builder/base":    {"builder/failure", "builder/layer", "layercache", "limits"},
-	"builder/classic": {"builder", "buildctx", "layercache", "limits", "proto"},
+	"builder":          {"buildctx", "layercache", "limits", "pushd", "proto"},
+	"builder/failure":  {"limits"},
+	"builder/rootfs":   {},
+	"builder/sandbox":  {},
+	"builder/layer":    {"builder/failure", "builder/rootfs", "layercache", "limits", "pushd"},
+	"builder/base":     {"builder/failure", "builder/layer", "layercache", "limits"},
+	"builder/classic":  {"builder", "buildctx", "layercache", "limits", "proto"},
+	"builder/prebuilt": {"builder", "buildctx", "layercache", "limits", "proto", "pushd"},
 
 	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits"},
 	"server/records": {},
@@ -82,8 +83,8 @@ func TestArrows(t *testing.T) {
 func TestServerHasNoPipeline(t *testing.T) {
 	all := packages(t)
 	for dir, forbidden := range map[string][]string{
-		"server":  {"builder/classic", "builder/sandbox", "builder/layer", "builder/rootfs", "builder/base"},
-		"builder": {"builder/classic", "builder/sandbox", "server", "cmd"},
+		"server":  {"builder/classic", "builder/prebuilt", "builder/sandbox", "builder/layer", "builder/rootfs", "builder/base"},
+		"builder": {"builder/classic", "builder/prebuilt", "builder/sandbox", "server", "cmd"},
 	} {
 		for _, file := range all[dir] {
 			for _, spec := range file.Imports {

@@ -1,11 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha512"
+	"encoding/base64"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -17,55 +23,180 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// baseName is the image that the workloads' Dockerfiles begin with, as a path
-// of a registry that mirrors Docker Hub.
-const baseName = "library/debian:bookworm"
+// The images that the workloads' Dockerfiles begin with, as Docker Hub would
+// have them: the tools' registries mirror it.
+const (
+	debianBase = "debian:bookworm"
+	nodeBase   = "slipway-bench-node"
+	goBase     = "slipway-bench-go"
+)
 
 const suite = "bookworm"
 
-// baseImage makes the base image, or takes it from an earlier run.
-func baseImage(ctx context.Context, o options) (v1.Image, error) {
-	file := filepath.Join(o.work, "base.tar.gz")
-	if o.base != "" {
-		if err := compress(ctx, o.base, file); err != nil {
+// systemCA is what the machine trusts. The bases have it where they find it
+// themselves, so that RUN steps get through a proxy that the machine is behind.
+const systemCA = "/etc/ssl/certs/ca-certificates.crt"
+
+// A baseImage is an image with its name.
+type baseImage struct {
+	name  string
+	image v1.Image
+}
+
+// makeBase makes a base image, or takes it from an earlier run.
+func (b *bench) makeBase(ctx context.Context, name string) error {
+	if _, ok := b.images[name]; ok {
+		return nil
+	}
+	make := map[string]func(context.Context, *bench) (v1.Image, error){debianBase: makeDebian, nodeBase: makeNode, goBase: makeGo}[name]
+	img, err := make(ctx, b)
+	if err != nil {
+		return fmt.Errorf("base image %s: %w", name, err)
+	}
+	b.images[name] = baseImage{name, img}
+	return nil
+}
+
+func makeDebian(ctx context.Context, b *bench) (v1.Image, error) {
+	file := filepath.Join(b.opts.work, "base.tar.gz")
+	if b.opts.base != "" {
+		if err := compress(ctx, b.opts.base, file); err != nil {
 			return nil, err
 		}
 	} else if _, err := os.Stat(file); err != nil {
-		if err := bootstrap(ctx, o.work, file); err != nil {
+		if err := bootstrap(ctx, b.opts.work, file, nil); err != nil {
 			return nil, err
 		}
 	}
+	return imageOf(empty.Image, file, "debootstrap --variant=minbase "+suite)
+}
+
+// makeNode is Debian with its Node.js, and npm from where npm comes from:
+// Debian's wants 400 packages.
+func makeNode(ctx context.Context, b *bench) (v1.Image, error) {
+	file := filepath.Join(b.opts.work, "node.tar.gz")
+	if _, err := os.Stat(file); err != nil {
+		if err := bootstrap(ctx, b.opts.work, file, addNPM, "ca-certificates", "nodejs"); err != nil {
+			return nil, err
+		}
+	}
+	return imageOf(empty.Image, file, "debootstrap --variant=minbase --include=ca-certificates,nodejs "+suite+", and npm "+npmVersion, "NODE_EXTRA_CA_CERTS="+systemCA)
+}
+
+const (
+	npmVersion = "10.9.2"
+	npmSum     = "iriPEPIkoMYUy3F6f3wwSZAU93E0Eg6cHwIR6jzzOXWSy+SD/rOODEs74cVONHKSx2obXtuUoyidVEhISrisgQ=="
+)
+
+// addNPM installs npm, and the certificates that this machine trusts.
+func addNPM(ctx context.Context, root string) error {
+	if ca, err := os.ReadFile(systemCA); err == nil {
+		if err := os.WriteFile(filepath.Join(root, systemCA), ca, 0o644); err != nil {
+			return err
+		}
+	}
+	archive, err := download(ctx, "https://registry.npmjs.org/npm/-/npm-"+npmVersion+".tgz", npmSum)
+	if err != nil {
+		return err
+	}
+	to := filepath.Join(root, "usr", "local", "lib", "node_modules", "npm")
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "tar", "-xz", "--strip-components=1", "--no-same-owner", "-C", to)
+	cmd.Stdin = bytes.NewReader(archive)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("unpack npm: %w\n%s", err, tail(text))
+	}
+	return os.Symlink("../lib/node_modules/npm/bin/npm-cli.js", filepath.Join(root, "usr", "local", "bin", "npm"))
+}
+
+// download gets a small file and checks its SHA-512, in base64.
+func download(ctx context.Context, url, sum string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	const most = 50 << 20
+	data, err := io.ReadAll(io.LimitReader(resp.Body, most))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", url, err)
+	}
+	if got := sha512.Sum512(data); base64.StdEncoding.EncodeToString(got[:]) != sum {
+		return nil, fmt.Errorf("%s is not what it was", url)
+	}
+	return data, nil
+}
+
+// makeGo is Debian with the Go tree of this machine.
+func makeGo(ctx context.Context, b *bench) (v1.Image, error) {
+	if err := b.makeBase(ctx, debianBase); err != nil {
+		return nil, err
+	}
+	out, err := exec.CommandContext(ctx, "go", "env", "GOROOT", "GOVERSION").Output()
+	if err != nil {
+		return nil, fmt.Errorf("go env: %w", err)
+	}
+	root, version, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	file := filepath.Join(b.opts.work, version+".tar.gz")
+	if _, err := os.Stat(file); err != nil {
+		logf("pack %s (once)", version)
+		args := []string{"--owner=0", "--group=0", "--exclude=./test", "--exclude=./api", "--exclude=./doc", "--exclude=testdata", "--transform", `s,^\.,usr/local/go,`, "-C", root, "."}
+		if _, err := os.Stat(systemCA); err == nil {
+			args = append(args, "--transform", "s,^/,,", "-P", systemCA)
+		}
+		if err := pack(ctx, file, args...); err != nil {
+			return nil, err
+		}
+	}
+	return imageOf(b.images[debianBase].image, file, "the Go tree of this machine", "GOTOOLCHAIN=local", "GOFLAGS=-buildvcs=false")
+}
+
+// imageOf adds a layer to an image.
+func imageOf(below v1.Image, file, by string, env ...string) (v1.Image, error) {
 	layer, err := tarball.LayerFromFile(file, tarball.WithMediaType(types.OCILayer))
 	if err != nil {
-		return nil, fmt.Errorf("base image: %w", err)
+		return nil, err
 	}
-	img, err := mutate.Append(mutate.MediaType(empty.Image, types.OCIManifestSchema1), mutate.Addendum{
-		Layer: layer, History: v1.History{CreatedBy: "debootstrap --variant=minbase " + suite},
-	})
+	below = mutate.ConfigMediaType(mutate.MediaType(below, types.OCIManifestSchema1), types.OCIConfigJSON)
+	img, err := mutate.Append(below, mutate.Addendum{Layer: layer, History: v1.History{CreatedBy: by}})
 	if err != nil {
-		return nil, fmt.Errorf("base image: %w", err)
+		return nil, err
 	}
 	conf, err := img.ConfigFile()
 	if err != nil {
-		return nil, fmt.Errorf("base image: %w", err)
+		return nil, err
 	}
 	conf = conf.DeepCopy()
 	conf.OS, conf.Architecture = "linux", "amd64"
-	conf.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	conf.Config.Env = append([]string{"PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, env...)
 	conf.Config.Cmd = []string{"bash"}
 	return mutate.ConfigFile(img, conf)
 }
 
-// bootstrap makes a Debian root file system and packs it.
-func bootstrap(ctx context.Context, work, file string) error {
-	logf("debootstrap --variant=minbase %s (once)", suite)
+// bootstrap makes a Debian root file system with some more packages and what
+// more adds, which may be nil, and packs it.
+func bootstrap(ctx context.Context, work, file string, more func(context.Context, string) error, packages ...string) error {
+	args := []string{"--variant=minbase"}
+	if len(packages) > 0 {
+		args = append(args, "--include="+strings.Join(packages, ","))
+	}
 	root := filepath.Join(work, "debian")
-	defer func() { _ = os.RemoveAll(root) }()
-	if err := os.RemoveAll(root); err != nil {
+	args = append(args, suite, root)
+	logf("debootstrap %s (once)", strings.Join(args, " "))
+	defer func() { _ = wipe(root) }()
+	if err := wipe(root); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", suite, root)
-	if text, err := cmd.CombinedOutput(); err != nil {
+	if text, err := exec.CommandContext(ctx, "debootstrap", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("debootstrap: %w\n%s", err, tail(text))
 	}
 	for _, dir := range []string{"var/cache/apt", "var/lib/apt/lists"} {
@@ -73,11 +204,21 @@ func bootstrap(ctx context.Context, work, file string) error {
 			return err
 		}
 	}
-	tar := filepath.Join(work, "debian.tar")
+	if more != nil {
+		if err := more(ctx, root); err != nil {
+			return err
+		}
+	}
+	return pack(ctx, file, "-C", root, ".")
+}
+
+// pack makes a compressed tar that is the same each time.
+func pack(ctx context.Context, file string, args ...string) error {
+	tar := file + ".tar"
 	defer func() { _ = os.Remove(tar) }()
-	cmd = exec.CommandContext(ctx, "tar", "--sort=name", "--numeric-owner", "--mtime=@0", "-C", root, "-cf", tar, ".")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("tar of the base: %w\n%s", err, tail(text))
+	args = append([]string{"--sort=name", "--numeric-owner", "--mtime=@0", "-cf", tar}, args...)
+	if text, err := exec.CommandContext(ctx, "tar", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("tar: %w\n%s", err, tail(text))
 	}
 	return compress(ctx, tar, file)
 }
@@ -101,14 +242,23 @@ func compress(ctx context.Context, tar, file string) error {
 	return os.Rename(out.Name(), file)
 }
 
-// pushBase puts the base image into a registry.
-func pushBase(ctx context.Context, img v1.Image, host string, auth authn.Authenticator) error {
-	ref, err := name.ParseReference(host+"/"+baseName, name.Insecure)
+// pushBases puts the base images into a registry.
+func pushBases(ctx context.Context, bases []baseImage, host string, auth authn.Authenticator) error {
+	for _, b := range bases {
+		if err := pushImage(ctx, b.image, host+"/library/"+b.name, auth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pushImage(ctx context.Context, img v1.Image, to string, auth authn.Authenticator) error {
+	ref, err := name.ParseReference(to, name.Insecure)
 	if err != nil {
 		return err
 	}
 	if err := remote.Write(ref, img, remote.WithContext(ctx), remote.WithAuth(auth)); err != nil {
-		return fmt.Errorf("push the base image to %s: %w", host, err)
+		return fmt.Errorf("push %s: %w", to, err)
 	}
 	return nil
 }

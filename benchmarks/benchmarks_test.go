@@ -144,7 +144,7 @@ func TestProcess(t *testing.T) {
 	if err := p.resetPeak(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := p.peak(); err != nil || n < 100<<10 || n > 100<<20 {
+	if n, err := p.memory("VmHWM"); err != nil || n < 100<<10 || n > 100<<20 {
 		t.Errorf("peak = %d, %v", n, err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 )
 
 // binaries are the programs under test.
@@ -45,4 +46,6 @@ func goBuild(ctx context.Context, dir, out string, pkgs ...string) error {
 	return nil
 }
 
-func logf(format string, args ...any) { fmt.Fprintf(os.Stderr, "· "+format+"\n", args...) }
+func logf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05")+" "+format+"\n", args...)
+}

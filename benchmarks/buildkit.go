@@ -18,57 +18,62 @@ import (
 // distribution's registry over loopback.
 type buildkit struct {
 	setup
-	daemons []*process
-	addr    string
-	host    string // of the registry
-	last    string
+	daemon   *process
+	registry *registry
+	addr     string
+	last     string
 }
 
 const buildkitConfig = `[registry."docker.io"]
   mirrors = [%[1]q]
 [registry.%[1]q]
   http = true
+[registry.%[2]q]
+  http = true
 `
 
 func openBuildKit(ctx context.Context, s setup) (tool, error) {
-	registry, host, err := startRegistry(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	t := &buildkit{setup: s, host: host, addr: "unix://" + filepath.Join(s.dir, "buildkitd.sock")}
-	conf := filepath.Join(s.dir, "buildkitd.toml")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, buildkitConfig, host), 0o644); err != nil {
-		registry.stop()
-		return nil, err
-	}
-	daemon, err := start("buildkitd", filepath.Join(s.dir, "buildkitd.log"), s.bin.path("buildkitd"),
-		"--config", conf, "--root", filepath.Join(s.dir, "root"), "--addr", t.addr,
-		"--containerd-worker=false", "--oci-worker=true", "--oci-worker-snapshotter=overlayfs", "--oci-worker-binary=runc")
-	if err != nil {
-		registry.stop()
-		return nil, err
-	}
-	t.daemons = []*process{daemon, registry}
-	err = daemon.ready(ctx, func() error {
-		return exec.CommandContext(ctx, s.bin.path("buildctl"), "--addr", t.addr, "debug", "workers").Run()
-	})
-	if err != nil {
+	t := &buildkit{setup: s, addr: "unix://" + filepath.Join(s.dir, "buildkitd.sock")}
+	if err := t.start(ctx); err != nil {
 		t.stop()
 		return nil, err
 	}
 	return t, nil
 }
 
-func (t *buildkit) deploy(ctx context.Context, dir, app string) (sample, error) {
-	image := fmt.Sprintf("%s/%s:%d", t.host, app, time.Now().UnixNano())
-	out := "type=image,name=" + image + ",push=true,registry.insecure=true"
+func (t *buildkit) start(ctx context.Context) (err error) {
+	if t.registry, err = startRegistry(ctx, t.setup); err != nil {
+		return err
+	}
+	conf := filepath.Join(t.dir, "buildkitd.toml")
+	text := fmt.Appendf(nil, buildkitConfig, t.registry.host, t.registry.target)
+	if t.registry.target == t.registry.host {
+		text = text[:bytes.LastIndex(text, []byte("[registry"))] // named once
+	}
+	if err := os.WriteFile(conf, text, 0o644); err != nil {
+		return err
+	}
+	t.daemon, err = start("buildkitd", filepath.Join(t.dir, "buildkitd.log"), t.bin.path("buildkitd"),
+		"--config", conf, "--root", filepath.Join(t.dir, "root"), "--addr", t.addr,
+		"--containerd-worker=false", "--oci-worker=true", "--oci-worker-snapshotter=overlayfs", "--oci-worker-binary=runc")
+	if err != nil {
+		return err
+	}
+	return t.daemon.ready(ctx, func() error {
+		return exec.CommandContext(ctx, t.bin.path("buildctl"), "--addr", t.addr, "debug", "workers").Run()
+	})
+}
+
+func (t *buildkit) deploy(ctx context.Context, j job) (sample, error) {
+	image := fmt.Sprintf("%s/%s:%d", t.registry.target, j.app, time.Now().UnixNano())
+	out := fmt.Sprintf("type=image,name=%s,push=%t,registry.insecure=true", image, !j.local)
 	if t.compression != "gzip" {
 		out += ",oci-mediatypes=true,compression=" + t.compression
 	}
 	cmd := exec.CommandContext(ctx, t.bin.path("buildctl"), "--addr", t.addr, "build", "--progress=rawjson",
-		"--frontend", "dockerfile.v0", "--local", "context="+dir, "--local", "dockerfile="+dir, "--output", out)
-	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(t.dir, "docker"))
-	s, _, stderr, err := measure(ctx, cmd, t.daemons)
+		"--frontend", "dockerfile.v0", "--local", "context="+j.dir, "--local", "dockerfile="+j.dir, "--output", out)
+	cmd.Env = environ("DOCKER_CONFIG=" + filepath.Join(t.dir, "docker"))
+	s, _, stderr, err := gauge{daemons: []*process{t.daemon, t.registry.process}, sink: t.registry.process}.measure(ctx, cmd)
 	if err != nil {
 		return s, err
 	}
@@ -132,11 +137,10 @@ func readStatus(s *sample, progress []byte) error {
 }
 
 func (t *buildkit) verify(ctx context.Context) (int64, error) {
-	return check(ctx, t.last, authn.Anonymous)
+	return check(ctx, strings.Replace(t.last, t.registry.target, t.registry.host, 1), authn.Anonymous)
 }
 
 func (t *buildkit) stop() {
-	for _, d := range t.daemons {
-		d.stop()
-	}
+	t.daemon.stop()
+	t.registry.stop()
 }

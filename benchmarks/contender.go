@@ -2,20 +2,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"os/exec"
 	"slices"
 	"strings"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// A contender is one way to get an image built and pushed.
+// A contender is one way to get something done.
 type contender struct {
 	name        string
 	peer        bool // what Slipway is compared with
 	compression string
+	programs    []string // that must be installed
 	open        func(context.Context, setup) (tool, error)
 }
 
@@ -23,64 +23,100 @@ type contender struct {
 type setup struct {
 	bin         binaries
 	dir         string // empty: all caches are cold
-	base        v1.Image
+	work        string // of the whole run
+	bases       []baseImage
 	compression string
+	slow        bool // images are pushed through a slow link
 }
 
 // A tool is a contender with its daemons running, its caches empty and the
-// base image in its registry, not yet pulled.
-type tool interface {
-	// deploy builds a directory and pushes it as the image app.
-	deploy(ctx context.Context, dir, app string) (sample, error)
+// base images in its registry, not yet pulled. What more it can do is in the
+// interfaces that the scenarios ask for.
+type tool interface{ stop() }
+
+// A deployer makes an image of a directory.
+type deployer interface {
+	tool
+	deploy(context.Context, job) (sample, error)
 	// verify pulls the image that was pushed last and checks its digests.
-	verify(ctx context.Context) (compressed int64, err error)
-	stop()
+	verify(context.Context) (compressed int64, err error)
 }
 
-var allContenders = []contender{
-	{name: "slipway-gzip", compression: "gzip", open: openSlipway(false)},
-	{name: "buildkit-gzip", compression: "gzip", peer: true, open: openBuildKit},
-	{name: "slipway-registry-gzip", compression: "gzip", open: openSlipway(true)},
-	{name: "slipway-zstd", compression: "zstd", open: openSlipway(false)},
-	{name: "buildkit-zstd", compression: "zstd", peer: true, open: openBuildKit},
+// A job is one deploy.
+type job struct {
+	dir, app string
+	local    bool // build only, push nothing
+}
+
+// The tools. Peers with a compression are compared with Slipway's of the same.
+const (
+	slipwayGzip     = "slipway-gzip"
+	slipwayRegistry = "slipway-registry-gzip"
+	slipwayZstd     = "slipway-zstd"
+	buildkitGzip    = "buildkit-gzip"
+	buildkitZstd    = "buildkit-zstd"
+	docker          = "docker"
+	buildah         = "buildah"
+	curl            = "curl"
+	crane           = "crane"
+	skopeo          = "skopeo"
+)
+
+func allContenders() []contender {
+	return []contender{
+		{name: slipwayGzip, compression: "gzip", open: openSlipway(false)},
+		{name: buildkitGzip, compression: "gzip", peer: true, open: openBuildKit},
+		{name: slipwayRegistry, compression: "gzip", open: openSlipway(true)},
+		{name: slipwayZstd, compression: "zstd", open: openSlipway(false)},
+		{name: buildkitZstd, compression: "zstd", peer: true, open: openBuildKit},
+		{name: docker, compression: "gzip", peer: true, programs: []string{"dockerd", "containerd", "docker"}, open: openDocker},
+		{name: buildah, compression: "gzip", peer: true, programs: []string{"buildah"}, open: openBuildah},
+		{name: curl, compression: "gzip", peer: true, programs: []string{"curl"}},
+		{name: crane, compression: "gzip", peer: true},
+		{name: skopeo, compression: "gzip", peer: true, programs: []string{"skopeo"}},
+	}
 }
 
 func contenderNames() []string {
 	var names []string
-	for _, c := range allContenders {
+	for _, c := range allContenders() {
 		names = append(names, c.name)
 	}
 	return names
 }
 
-// contenders returns those to run.
-func contenders(o options) ([]contender, error) {
-	names := strings.Split(o.only, ",")
-	switch {
-	case o.only == "" && !o.quick:
-		return allContenders, nil
-	case o.only == "":
-		names = []string{"slipway-gzip", "buildkit-gzip"}
-	}
-	var out []contender
-	for _, n := range names {
-		i := slices.IndexFunc(allContenders, func(c contender) bool { return c.name == n })
-		if i < 0 {
-			return nil, fmt.Errorf("no contender %q; there are %s", n, strings.Join(contenderNames(), ", "))
-		}
-		out = append(out, allContenders[i])
-	}
-	return out, nil
+// contenderOf returns the contender of a name that exists.
+func contenderOf(name string) contender {
+	all := allContenders()
+	return all[slices.IndexFunc(all, func(c contender) bool { return c.name == name })]
 }
 
-// fresh makes the contender's folder anew and opens it.
-func (c contender) fresh(ctx context.Context, b *bench) (tool, error) {
-	dir := filepath.Join(b.opts.work, "roots", c.name)
-	if err := wipe(dir); err != nil {
-		return nil, err
+// missing names the first program that is not installed, "" if all are.
+func (c contender) missing() string {
+	for _, p := range c.programs {
+		if _, err := exec.LookPath(p); errors.Is(err, exec.ErrNotFound) {
+			return p
+		}
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	return c.open(ctx, setup{bin: b.bin, dir: dir, base: b.base, compression: c.compression})
+	return ""
 }
+
+// meantTools are the names of the tools that the options leave.
+func meantTools(o options) ([]string, error) {
+	if o.tools == "" && o.quick {
+		return []string{slipwayGzip, slipwayRegistry, buildkitGzip, curl, crane, skopeo}, nil
+	}
+	if o.tools == "" {
+		return contenderNames(), nil
+	}
+	names := strings.Split(o.tools, ",")
+	for _, n := range names {
+		if !slices.Contains(contenderNames(), n) {
+			return nil, fmt.Errorf("no tool %q; there are %s", n, strings.Join(contenderNames(), ", "))
+		}
+	}
+	return names, nil
+}
+
+// environ is the environment with some variables set.
+func environ(vars ...string) []string { return append(os.Environ(), vars...) }

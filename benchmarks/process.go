@@ -106,24 +106,27 @@ func (p *process) cpu() (time.Duration, error) {
 	return time.Duration(ticks) * time.Second / 100, nil // USER_HZ
 }
 
-// resetPeak makes peak count from here.
+// resetPeak makes VmHWM count from here.
 func (p *process) resetPeak() error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", p.cmd.Process.Pid), []byte("5"), 0)
 }
 
-// peak is the highest resident memory since resetPeak, in bytes.
-func (p *process) peak() (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
+// memory is a field of the process's status, in bytes: VmHWM is the highest
+// resident memory since resetPeak, VmRSS that of now.
+func (p *process) memory(field string) (int64, error) {
+	kb, ok := strings.CutSuffix(procField(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid), field), " kB")
+	if !ok {
+		return 0, errors.New("no " + field)
 	}
-	for line := range strings.Lines(string(status)) {
-		if kb, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			n, err := strconv.ParseInt(strings.Fields(kb)[0], 10, 64)
-			return n * 1024, err
-		}
-	}
-	return 0, errors.New("no VmHWM")
+	n, err := strconv.ParseInt(kb, 10, 64)
+	return n * 1024, err
+}
+
+// written is how many bytes the process has written to disks.
+func (p *process) written() (int64, error) {
+	var n int64
+	_, err := fmt.Sscan(procField(fmt.Sprintf("/proc/%d/io", p.cmd.Process.Pid), "write_bytes"), &n)
+	return n, err
 }
 
 // freePort finds a loopback address that nobody listens on.

@@ -4,24 +4,29 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 )
 
 // A result is a whole run, as the JSON file has it.
 type result struct {
-	Begun      time.Time                      `json:"begun"`
-	Ended      time.Time                      `json:"ended"`
-	Runs       int                            `json:"runs"`
-	Machine    machine                        `json:"machine"`
-	Versions   map[string]string              `json:"versions"`
-	Workload   *workload                      `json:"workload"`
-	Compressed map[string]int64               `json:"compressed_bytes"` // all layers of A's image, base included, by contender
-	Samples    map[string]map[string][]sample `json:"samples"`          // by scenario and contender
+	Begun    time.Time                      `json:"begun"`
+	Ended    time.Time                      `json:"ended"`
+	Runs     int                            `json:"runs"`
+	Scale    float64                        `json:"scale"`
+	Machine  machine                        `json:"machine"`
+	Versions map[string]string              `json:"versions"`
+	Workload *application                   `json:"workload"`               // A
+	Sizes    map[string]map[string]int64    `json:"sizes_bytes"`            // all layers of an image, base included, by scenario and tool
+	Samples  map[string]map[string][]sample `json:"samples"`                // by scenario and tool
+	Notes    []string                       `json:"notes,omitempty"`        // what is missing, and why
+	Others   []time.Time                    `json:"others_begun,omitempty"` // runs that were merged into this one
 }
 
 type machine struct {
@@ -32,19 +37,34 @@ type machine struct {
 	Load   float64 `json:"load_at_begin"`
 }
 
-func newResult(o options, w *workload) *result {
-	r := &result{
-		Begun: time.Now().UTC(), Runs: o.runs, Machine: thisMachine(), Workload: w, Versions: versions(),
-		Compressed: map[string]int64{}, Samples: map[string]map[string][]sample{},
+func newResult(o options) *result {
+	return &result{
+		Begun: time.Now().UTC(), Runs: o.runs, Scale: o.scale, Machine: thisMachine(), Versions: versions(),
+		Sizes: map[string]map[string]int64{}, Samples: map[string]map[string][]sample{},
 	}
-	for _, s := range scenarios {
-		r.Samples[s.name] = map[string][]sample{}
-	}
-	return r
 }
 
-func (r *result) add(scenario, contender string, s sample) {
-	r.Samples[scenario][contender] = append(r.Samples[scenario][contender], s)
+func (r *result) add(scenario, tool string, s sample) {
+	if r.Samples[scenario] == nil {
+		r.Samples[scenario] = map[string][]sample{}
+	}
+	r.Samples[scenario][tool] = append(r.Samples[scenario][tool], s)
+}
+
+// size records how large an image is.
+func (r *result) size(scenario, tool string, n int64) {
+	if r.Sizes[scenario] == nil {
+		r.Sizes[scenario] = map[string]int64{}
+	}
+	r.Sizes[scenario][tool] = n
+}
+
+// note records what is missing.
+func (r *result) note(text string) {
+	logf("%s", text)
+	if !slices.Contains(r.Notes, text) {
+		r.Notes = append(r.Notes, text)
+	}
 }
 
 // versions are those of the peers, by the module that this program is built from.
@@ -102,19 +122,53 @@ func (r *result) save(o options) error {
 	return nil
 }
 
+// readResults reads earlier runs as one: of each scenario, what the last file
+// has that knows it.
+func readResults(files []string) (*result, error) {
+	var all *result
+	for _, file := range files {
+		r, err := readResult(file)
+		if err != nil {
+			return nil, err
+		}
+		if all == nil {
+			all = r
+			continue
+		}
+		all.merge(r)
+	}
+	return all, nil
+}
+
 func readResult(file string) (*result, error) {
 	raw, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	r := &result{}
+	r := newResult(options{scale: 1})
 	if err := json.Unmarshal(raw, r); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if r.Workload == nil {
+	if len(r.Samples) == 0 {
 		return nil, fmt.Errorf("%s is no result", file)
 	}
 	return r, nil
+}
+
+// merge takes over the scenarios of a later run.
+func (r *result) merge(later *result) {
+	r.Others = append(r.Others, later.Begun)
+	r.Runs = max(r.Runs, later.Runs)
+	maps.Copy(r.Samples, later.Samples)
+	maps.Copy(r.Sizes, later.Sizes)
+	if later.Workload != nil {
+		r.Workload = later.Workload
+	}
+	for _, n := range later.Notes {
+		if !slices.Contains(r.Notes, n) {
+			r.Notes = append(r.Notes, n)
+		}
+	}
 }
 
 // show prints the tables and puts them into the document.

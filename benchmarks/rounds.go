@@ -9,86 +9,125 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"time"
 )
 
 // A bench is what the rounds need.
 type bench struct {
-	opts options
-	bin  binaries
-	base v1.Image
-	work *workload
+	opts   options
+	bin    binaries
+	res    *result
+	images map[string]baseImage // base images made so far
 }
 
-// A scenario is one deploy of a round. The scenarios follow each other on the
-// same daemons, so each begins with the caches that the one before it left.
-type scenario struct {
-	name    string
-	text    string
-	app     string
-	dir     func(*workload) string
-	prepare func(w *workload, round int) error // once a round, before the first contender
-	times   int                                // deploys; 0 means 1
-}
+// dir is the folder of a build context.
+func (b *bench) dir(name string) string { return filepath.Join(b.opts.work, "contexts", name) }
 
-func dirA(w *workload) string { return w.A }
-func dirR(w *workload) string { return w.R }
-
-var scenarios = []scenario{
-	{name: "A cold", text: "empty caches, base image not pulled yet", app: "bench-a", dir: dirA},
-	{name: "A unchanged", text: "the same directory again", app: "bench-a", dir: dirA, times: 3},
-	{name: "A one file", text: "one file of the 150 MB layer changed", app: "bench-a", dir: dirA,
-		prepare: func(w *workload, round int) error { return w.change(round) }},
-	{name: "A fresh copy", text: "the first contents in a new checkout: new inodes and times", app: "bench-a", dir: dirA,
-		prepare: func(w *workload, _ int) error { return w.fresh() }},
-	{name: "R cold", text: "20 × RUN echo that no cache knows, base image there", app: "bench-r", dir: dirR,
-		prepare: func(w *workload, round int) error { return w.steps(round) }},
-}
-
-// rounds runs everything in turns.
-func (b *bench) rounds(ctx context.Context, who []contender, res *result) error {
-	for round := range b.opts.runs {
-		order := slices.Clone(who)
-		if round%2 == 1 {
-			slices.Reverse(order)
-		}
-		if err := b.round(ctx, round+1, order, res); err != nil {
-			return errors.Join(fmt.Errorf("round %d: %w", round+1, err), context.Cause(ctx))
-		}
+// all prepares and runs the workloads, round by round. A workload that fails
+// leaves the others in peace.
+func (b *bench) all(ctx context.Context, work []*workload) error {
+	if err := wipe(filepath.Join(b.opts.work, "roots")); err != nil { // of a run that was killed
+		return err
 	}
-	return nil
-}
-
-func (b *bench) round(ctx context.Context, round int, order []contender, res *result) error {
-	tools := make([]tool, 0, len(order))
-	defer func() {
-		for i, t := range tools {
-			t.stop()
-			if !b.opts.keep {
-				if err := wipe(filepath.Join(b.opts.work, "roots", order[i].name)); err != nil {
-					logf("%v", err)
-				}
+	var failed []error
+	ready := make([]*workload, 0, len(work))
+	for _, w := range work {
+		if err := b.prepare(ctx, w); err != nil {
+			failed = append(failed, b.fail(w, err))
+			continue
+		}
+		ready = append(ready, w)
+	}
+	for round := range b.opts.runs {
+		for _, w := range ready {
+			if ctx.Err() != nil {
+				return errors.Join(append(failed, context.Cause(ctx))...)
+			}
+			if err := b.round(ctx, round+1, w); err != nil {
+				failed = append(failed, b.fail(w, fmt.Errorf("round %d: %w", round+1, err)))
 			}
 		}
-	}()
-	for _, c := range order {
-		t, err := c.fresh(ctx, b)
-		if err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
-		}
-		tools = append(tools, t)
 	}
-	for _, sc := range scenarios {
+	return errors.Join(failed...)
+}
+
+// fail records that something of a workload is missing.
+func (b *bench) fail(w *workload, err error) error {
+	err = fmt.Errorf("workload %s: %w", w.key, err)
+	first, rest, _ := strings.Cut(err.Error(), "\n")
+	b.res.note(first)
+	if rest != "" {
+		logf("%s", rest)
+	}
+	return err
+}
+
+func (b *bench) prepare(ctx context.Context, w *workload) error {
+	for _, name := range w.bases {
+		if err := b.makeBase(ctx, name); err != nil {
+			return err
+		}
+	}
+	w.tools = slices.DeleteFunc(w.tools, func(name string) bool {
+		missing := contenderOf(name).missing()
+		if missing != "" {
+			b.res.note(fmt.Sprintf("%s is not installed: no %s in %s", missing, name, w.key))
+		}
+		return missing != ""
+	})
+	if w.prepare == nil {
+		return nil
+	}
+	return w.prepare(ctx, b)
+}
+
+// A stand is a contender with its place in a round.
+type stand struct {
+	contender
+	tool   tool // nil while it is not open
+	opened int  // so often
+	out    bool // a peer that failed, for the rest of the round
+}
+
+// round runs a workload once. A peer that fails is left out from there on.
+func (b *bench) round(ctx context.Context, round int, w *workload) error {
+	logf("round %d  %s: %s", round, w.key, w.title)
+	stands := make([]*stand, 0, len(w.tools))
+	for _, name := range w.tools {
+		stands = append(stands, &stand{contender: contenderOf(name)})
+	}
+	if round%2 == 0 {
+		slices.Reverse(stands)
+	}
+	defer func() { b.clear(stands) }()
+	for _, sc := range w.scenarios {
+		if sc.long && b.opts.quick {
+			continue
+		}
+		if sc.fresh {
+			stop(stands)
+		}
 		if sc.prepare != nil {
-			if err := sc.prepare(b.work, round); err != nil {
+			if err := sc.prepare(b, round); err != nil {
 				return fmt.Errorf("%s: %w", sc.name, err)
 			}
 		}
-		for range max(1, sc.times) {
-			for i, c := range order {
-				if err := b.once(ctx, round, sc, c, tools[i], res); err != nil {
-					return fmt.Errorf("%s: %s: %w", sc.name, c.name, err)
+		times := max(1, sc.times)
+		if b.opts.quick {
+			times = (times + 2) / 3
+		}
+		for n := range times {
+			for _, s := range stands {
+				if s.out {
+					continue
+				}
+				if err := b.once(ctx, w, sc, s, round, n == 0); err != nil {
+					err = fmt.Errorf("%s: %s: %w", sc.name, s.name, err)
+					if !s.peer || ctx.Err() != nil {
+						return err
+					}
+					s.out = true
+					_ = b.fail(w, fmt.Errorf("round %d: %w", round, err))
 				}
 			}
 		}
@@ -96,24 +135,94 @@ func (b *bench) round(ctx context.Context, round int, order []contender, res *re
 	return nil
 }
 
-func (b *bench) once(ctx context.Context, round int, sc scenario, c contender, t tool, res *result) error {
+// open starts a tool in an empty folder.
+func (b *bench) open(ctx context.Context, w *workload, s *stand) error {
+	s.opened++
+	dir := b.root(s)
+	if err := wipe(dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	set := setup{bin: b.bin, dir: dir, work: b.opts.work, compression: s.compression, slow: w.slow}
+	for _, name := range w.bases {
+		set.bases = append(set.bases, b.images[name])
+	}
+	start := s.contender.open
+	if w.open != nil {
+		start = func(ctx context.Context, set setup) (tool, error) { return w.open(ctx, s.contender, set) }
+	}
+	t, err := start(ctx, set)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	s.tool = t
+	return nil
+}
+
+// root is a new folder for a stand.
+func (b *bench) root(s *stand) string {
+	return filepath.Join(b.opts.work, "roots", fmt.Sprintf("%s.%d", s.name, s.opened))
+}
+
+// stop stops the tools.
+func stop(stands []*stand) {
+	for _, s := range stands {
+		if s.tool != nil {
+			s.tool.stop()
+			s.tool = nil
+		}
+	}
+}
+
+// clear stops the tools and removes what they leave. File systems go on with
+// that for a while, which is waited for.
+func (b *bench) clear(stands []*stand) {
+	stop(stands)
+	if b.opts.keep {
+		return
+	}
+	if err := wipe(filepath.Join(b.opts.work, "roots")); err != nil {
+		logf("%v", err)
+	}
+	syscall.Sync()
+	time.Sleep(2 * time.Second)
+}
+
+// once runs a scenario by one tool, and records it.
+func (b *bench) once(ctx context.Context, w *workload, sc scenario, s *stand, round int, first bool) error {
+	if s.tool == nil {
+		if err := b.open(ctx, w, s); err != nil {
+			return err
+		}
+	}
+	if sc.before != nil && first {
+		if _, err := sc.before(ctx, b, s.tool, round); err != nil && !errors.Is(err, errNotMeant) {
+			return fmt.Errorf("before: %w", err)
+		}
+	}
 	settle()
-	s, err := t.deploy(ctx, sc.dir(b.work), sc.app)
+	got, err := sc.run(ctx, b, s.tool, round)
+	if errors.Is(err, errNotMeant) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	s.Round = round
-	res.add(sc.name, c.name, s)
-	logf("round %d  %-13s %-22s %7.2f s  cpu %6.2f s  peak %4d MB  sent %4d MB  load %.1f",
-		round, sc.name, c.name, s.Wall, s.CPU, s.Peak>>20, s.Sent/1_000_000, s.Load)
-	if round > 1 || sc.name != scenarios[0].name {
+	got.Round = round
+	b.res.add(sc.name, s.name, got)
+	logf("round %d  %-22s %-22s %7.2f s  cpu %6.2f s  peak %4d MB  after %4d MB  sent %4d MB  pushed %4d MB  load %.1f", round, sc.name, s.name,
+		got.Wall, got.CPU, got.Peak/1_000_000, got.After/1_000_000, got.Sent/1_000_000, got.Pushed/1_000_000, got.Load)
+	d, ok := s.tool.(deployer)
+	if !sc.verify || round > 1 || !first || !ok {
 		return nil
 	}
-	size, err := t.verify(ctx)
+	size, err := d.verify(ctx)
 	if err != nil {
 		return fmt.Errorf("verify: %w", err)
 	}
-	res.Compressed[c.name] = size
+	b.res.size(sc.name, s.name, size)
 	return nil
 }
 

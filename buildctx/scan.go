@@ -43,27 +43,27 @@ type ScanProgress struct {
 	StaleBytes, HashedBytes int64
 }
 
-// A Dir is a scanned directory. It keeps the directory open so that contents
-// can be read until Close.
+// A Dir is a directory to send. It is kept open so that contents can be read
+// until Close.
 type Dir struct {
+	// Manifest is nil until the directory is scanned.
 	*Manifest
-	// IgnoreFile is the ignore file that applied, relative to the directory
+	// IgnoreFile is the ignore file that applies, relative to the directory
 	// if it lies in there. Empty means none.
 	IgnoreFile     string
 	IgnorePatterns int
 	// Stats is the last progress report.
 	Stats ScanProgress
 
-	files *opener
+	path   string
+	ignore *ignore
+	files  *opener
 }
 
-// Scan lists the directory at dir, leaving out what the ignore file says, and
-// digests every file. Symbolic links are not followed, except dir itself.
-//
-// Errors wrap [ErrUnsupported] for sockets and devices, [ErrIgnore] for the
-// ignore file, [ErrChanged] for a file that is written to meanwhile. The
-// caller closes the Dir.
-func Scan(ctx context.Context, dir string, o *ScanOptions) (*Dir, error) {
+// Open opens the directory at dir, following dir itself if it is a link, and
+// finds the ignore file. Errors wrap [ErrIgnore] for the latter. The caller
+// closes the Dir.
+func Open(dir string, o *ScanOptions) (*Dir, error) {
 	if o == nil {
 		o = &ScanOptions{}
 	}
@@ -82,18 +82,34 @@ func Scan(ctx context.Context, dir string, o *ScanOptions) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read context: %w", err)
 	}
-	d := &Dir{IgnoreFile: ig.file, IgnorePatterns: ig.patterns, files: newOpener(root)}
-	if err := d.scan(ctx, abs, ig, o); err != nil {
+	return &Dir{IgnoreFile: ig.file, IgnorePatterns: ig.patterns, path: abs, ignore: ig, files: newOpener(root)}, nil
+}
+
+// Scan opens the directory at dir and scans it.
+func Scan(ctx context.Context, dir string, o *ScanOptions) (*Dir, error) {
+	d, err := Open(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.Scan(ctx, o); err != nil {
 		d.Close()
 		return nil, err
 	}
 	return d, nil
 }
 
-func (d *Dir) scan(ctx context.Context, abs string, ig *ignore, o *ScanOptions) error {
+// Scan lists the directory, leaving out what the ignore file says, and
+// digests every file. Symbolic links are not followed. It is called once.
+//
+// Errors wrap [ErrUnsupported] for sockets and devices, and [ErrChanged] for a
+// file that is written to meanwhile.
+func (d *Dir) Scan(ctx context.Context, o *ScanOptions) error {
+	if o == nil {
+		o = &ScanOptions{}
+	}
 	start := o.HashCache.now()
 	known := o.HashCache.load()
-	w := &walker{ctx: ctx, dir: abs, ignore: ig, known: known, tick: newTicker(o.Progress)}
+	w := &walker{ctx: ctx, dir: d.path, ignore: d.ignore, known: known, tick: newTicker(o.Progress)}
 	if err := w.walk(d.files.root); err != nil {
 		return err
 	}

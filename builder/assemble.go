@@ -13,17 +13,21 @@ import (
 	"github.com/slipwayhq/slipway/pushd"
 )
 
-// A pushedImage is a manifest and config, ready to be pushed.
+// A pushedImage is what there is to push beside layers.
 type pushedImage struct {
-	manifest   ocispec.Descriptor
-	raw        []byte
-	config     ocispec.Descriptor
-	configBlob pushd.Source
+	manifests []Manifest // the last one gets the tag
+	blobs     []pushd.Blob
 }
 
-// assemble writes the image's config and manifest. Equal images give equal
-// bytes.
+// digest is that of the image.
+func (p *pushedImage) digest() digest.Digest { return p.manifests[len(p.manifests)-1].Digest }
+
+// assemble writes the image's config and manifest, unless it brought its own.
+// Equal images give equal bytes.
 func assemble(ctx context.Context, c *layercache.Cache, img *Image) (*pushedImage, error) {
+	if len(img.Manifests) > 0 {
+		return &pushedImage{manifests: img.Manifests, blobs: img.Blobs}, nil
+	}
 	cfg := img.Config
 	cfg.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
 	m := ocispec.Manifest{
@@ -48,10 +52,13 @@ func assemble(ctx context.Context, c *layercache.Cache, img *Image) (*pushedImag
 		return nil, err
 	}
 	m.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: d, Size: int64(len(raw))}
-	out := &pushedImage{config: m.Config, configBlob: blob}
-	if out.raw, err = json.Marshal(m); err != nil {
+	manifest, err := json.Marshal(m)
+	if err != nil {
 		return nil, fmt.Errorf("image manifest: %w", err)
 	}
-	out.manifest = ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(out.raw), Size: int64(len(out.raw))}
-	return out, nil
+	desc := ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
+	return &pushedImage{
+		manifests: []Manifest{{desc, manifest}},
+		blobs:     []pushd.Blob{{Name: "config", Descriptor: m.Config, Source: blob}},
+	}, nil
 }

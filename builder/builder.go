@@ -66,6 +66,9 @@ type Plan interface {
 	// Detail is a line for people about what will be built.
 	Detail() string
 
+	// Writes estimates the bytes that the build is going to put on the disk.
+	Writes() int64
+
 	// Build makes the image. It hands each layer of the final image to
 	// job.Layer as soon as there is a byte of it, lowest first.
 	Build(ctx context.Context) (*Image, error)
@@ -79,7 +82,12 @@ type Job struct {
 	Maker    *layer.Maker
 	Platform ocispec.Platform
 	MaxSize  int64 // of the unpacked root file system, in bytes
-	Layer    func(*layer.Pending)
+
+	// Layer hands a layer of the image to every repository it goes to.
+	Layer func(*layer.Pending)
+
+	// Landed waits until every repository has a layer that Layer got.
+	Landed func(ctx context.Context, p *layer.Pending) error
 }
 
 // An Image is what a pipeline made.
@@ -90,7 +98,22 @@ type Image struct {
 	Keys   []layercache.Key // of the steps, for the cache to keep longest; may be empty
 	Steps  int
 	Cached int
+
+	// Manifests, if there are any, are pushed as they are and in this order,
+	// the last one under the tag. Otherwise one is made of Config and Layers.
+	Manifests []Manifest
+	Blobs     []pushd.Blob // that manifests name beside layers, such as configs
 }
+
+// A Manifest is a manifest that exists, byte for byte.
+type Manifest struct {
+	ocispec.Descriptor
+	Raw []byte
+}
+
+// AllPlatforms is what a request for a prebuilt image may have as platform: an
+// index is then pushed whole.
+const AllPlatforms = "all"
 
 // Destination opens a repository to push to. The name is "host/path", or ""
 // for the app's repository in the daemon's own registry.

@@ -1,6 +1,9 @@
 package builder
 
 import (
+	"cmp"
+	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/slipwayhq/slipway/builder/failure"
@@ -77,14 +80,33 @@ func compression(c *slipwayv1.Compression, def compress.Options) (compress.Optio
 		o.Type = compress.Zstd
 	case slipwayv1.CompressionType_COMPRESSION_TYPE_NONE:
 		o.Type = compress.None
+	case slipwayv1.CompressionType_COMPRESSION_TYPE_AUTO:
+		o.Type = compress.Auto
 	default:
-		return o, failure.Userf(failure.NotSupported, "use gzip, zstd or none", "compression %s is not available", c.GetType())
+		return o, failure.Userf(failure.NotSupported, "use gzip, zstd, none or auto", "compression %s is not available", enumName("COMPRESSION_TYPE_", c.GetType()))
+	}
+	if o.Type == compress.Auto && c.GetLevel() != 0 {
+		return o, failure.Userf(failure.InvalidArgument, "leave --compression-level out, or name gzip or zstd", "compression auto chooses the level itself")
 	}
 	if c != nil && c.Level != nil {
-		if *c.Level < 0 || *c.Level > 9 {
-			return o, failure.Userf(failure.InvalidArgument, "levels go from 0 to 9", "compression level %d is out of range", *c.Level)
+		if most := maxLevel(o.Type); *c.Level < 0 || *c.Level > most {
+			return o, failure.Userf(failure.InvalidArgument, fmt.Sprintf("levels go from 1 to %d; 0 is the default", most), "%s has no compression level %d", cmp.Or(o.Type, compress.Gzip), *c.Level)
 		}
 		o.Level = int(*c.Level)
 	}
 	return o, nil
+}
+
+// maxLevel is the highest level that a compressor has. None has no levels, and
+// takes any that another one would.
+func maxLevel(t compress.Type) int32 {
+	if t == "" || t == compress.Gzip {
+		return 9
+	}
+	return 22
+}
+
+// enumName returns an enum's value as people write it.
+func enumName(prefix string, v fmt.Stringer) string {
+	return strings.ToLower(strings.TrimPrefix(v.String(), prefix))
 }

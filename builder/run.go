@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/slipwayhq/slipway/builder/base"
@@ -57,6 +59,11 @@ func (r *run) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	release, err := r.reserve(ctx, plan)
+	if err != nil {
+		return failure.At(err, failure.Preflight, 0)
+	}
+	defer release()
 	if err := r.detach(ctx); err != nil {
 		return err
 	}
@@ -65,6 +72,21 @@ func (r *run) run(ctx context.Context) error {
 	}
 	r.mark(ctx, cache)
 	return nil
+}
+
+// leastRoom is what any build needs on the disk.
+const leastRoom = 64 << 20
+
+// reserve sets aside what the plan is going to write, before anything travels.
+func (r *run) reserve(ctx context.Context, plan Plan) (release func(), err error) {
+	release, err = r.b.opts.Cache.Reserve(ctx, leastRoom+plan.Writes())
+	var room *layercache.RoomError
+	if errors.As(err, &room) {
+		err = &failure.Error{Code: failure.DiskFull, Blame: failure.Builder, Retryable: true, Err: err,
+			Message: fmt.Sprintf("the daemon's disk has no room for the build: it needs about %d MB, %d MB are free", room.Need/1e6, room.Free/1e6),
+			Hint:    "free disk space or run slipway cache prune, then deploy again; nothing has travelled yet"}
+	}
+	return release, err
 }
 
 // detach has the client of a detached build send all that the store lacks at
@@ -97,7 +119,7 @@ func (r *run) mark(ctx context.Context, cache *layercache.Cache) {
 
 // job checks the request and gives it its means.
 func (r *run) job(cache *layercache.Cache) (*Job, error) {
-	platform, err := base.Default(r.req.Platform)
+	platform, err := r.platform()
 	if err != nil {
 		return nil, failure.Userf(failure.InvalidArgument, "give --platform as os/arch, like linux/amd64", "%v", err)
 	}
@@ -107,9 +129,27 @@ func (r *run) job(cache *layercache.Cache) (*Job, error) {
 	}
 	return &Job{
 		Request: r.req, Session: r.session, Cache: cache, Platform: platform, MaxSize: r.b.opts.MaxSize,
-		Maker: &layer.Maker{Cache: cache, Compression: zip, App: r.req.App, Made: r.compressed},
-		Layer: r.layer,
+		Maker: &layer.Maker{Cache: cache, Compression: zip, App: r.req.App, Made: r.compressed, Uplink: r.uplink},
+		Layer: r.layer, Landed: r.landed,
 	}, nil
+}
+
+func (r *run) platform() (ocispec.Platform, error) {
+	if r.req.Platform == AllPlatforms && r.pipeline() == slipwayv1.Pipeline_PIPELINE_PREBUILT {
+		return base.Default("")
+	}
+	return base.Default(r.req.Platform)
+}
+
+// uplink is that of the slowest registry that the image goes to.
+func (r *run) uplink() float64 {
+	slowest := math.Inf(1)
+	for _, s := range r.sinks {
+		if t, ok := s.remote.Target.(interface{ Uplink() float64 }); ok {
+			slowest = min(slowest, t.Uplink())
+		}
+	}
+	return slowest
 }
 
 func (r *run) compressed(l *layer.Layer) {
@@ -235,6 +275,16 @@ func (r *run) layer(p *layer.Pending) {
 	}
 }
 
+// landed waits until every repository has a layer.
+func (r *run) landed(ctx context.Context, p *layer.Pending) error {
+	for _, s := range r.sinks {
+		if err := s.landed(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // phase emits a phase's begin and returns what emits its end.
 func (r *run) phase(name slipwayv1.PhaseName, into *int64, detail ...string) func() {
 	begun := time.Now()
@@ -328,7 +378,7 @@ func (r *run) describe(out *slipwayv1.Result) {
 	if r.pushed == nil {
 		return
 	}
-	out.Digest = r.pushed.manifest.Digest.String()
+	out.Digest = r.pushed.digest().String()
 	for i, s := range r.sinks {
 		if i == 0 {
 			out.Image = s.ref()

@@ -56,6 +56,8 @@ func (s *script) Plan(_ context.Context, job *builder.Job) (builder.Plan, error)
 
 func (*script) Detail() string { return "" }
 
+func (*script) Writes() int64 { return 0 }
+
 func (s *script) Build(ctx context.Context) (*builder.Image, error) {
 	img := &builder.Image{}
 	img.Config.Platform = s.job.Platform

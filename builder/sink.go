@@ -26,6 +26,7 @@ type sink struct {
 
 	mu      sync.Mutex
 	uploads []*pushd.Upload // of layers
+	landing map[*layer.Pending]*pushd.Upload
 	done    map[digest.Digest]pushd.Outcome
 }
 
@@ -54,7 +55,8 @@ func (r *run) openSink(ctx context.Context, target string) (*sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sink{run: r, remote: remote, tag: tag, done: map[digest.Digest]pushd.Outcome{}}, nil
+	return &sink{run: r, remote: remote, tag: tag,
+		landing: map[*layer.Pending]*pushd.Upload{}, done: map[digest.Digest]pushd.Outcome{}}, nil
 }
 
 // validTag is the form of an image's tag (OCI distribution spec, pulling
@@ -92,7 +94,18 @@ func (s *sink) add(p *layer.Pending) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.uploads = append(s.uploads, s.push.Add(blob))
+	u := s.push.Add(blob)
+	s.uploads = append(s.uploads, u)
+	s.landing[p] = u
+}
+
+// landed waits until the repository has a layer.
+func (s *sink) landed(ctx context.Context, p *layer.Pending) error {
+	s.mu.Lock()
+	u := s.landing[p]
+	s.mu.Unlock()
+	_, _, err := u.Wait(ctx)
+	return registryFailure(err)
 }
 
 // repositories keeps of "host/path" names the paths on the target's host.
@@ -112,9 +125,14 @@ func (s *sink) abort(cause error) { s.push.Abort(cause) }
 
 func (s *sink) markEarly() { s.early = s.push.Account().WireBytes }
 
-// blobs sends the config and returns when every blob is there.
+// blobs sends what the image has beside layers and returns when every blob is
+// there.
 func (s *sink) blobs(ctx context.Context, img *pushedImage) error {
-	config := s.push.Add(pushd.Blob{Name: "config", Descriptor: img.config, Source: img.configBlob})
+	var others []*pushd.Upload
+	for _, b := range img.blobs {
+		b.MountFrom = s.repositories(b.MountFrom)
+		others = append(others, s.push.Add(b))
+	}
 	s.mu.Lock()
 	uploads := s.uploads
 	s.mu.Unlock()
@@ -132,8 +150,10 @@ func (s *sink) blobs(ctx context.Context, img *pushedImage) error {
 			done[desc.Digest] = outcome
 		}
 	}
-	if _, _, err := config.Wait(ctx); err != nil {
-		return registryFailure(err)
+	for _, u := range others {
+		if _, _, err := u.Wait(ctx); err != nil {
+			return registryFailure(err)
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,7 +163,16 @@ func (s *sink) blobs(ctx context.Context, img *pushedImage) error {
 
 // manifest makes the image known. It comes last.
 func (s *sink) manifest(ctx context.Context, img *pushedImage) error {
-	return registryFailure(s.push.Manifest(ctx, img.manifest, img.raw, s.tag))
+	for i, m := range img.manifests {
+		var tags []string
+		if i == len(img.manifests)-1 {
+			tags = []string{s.tag}
+		}
+		if err := s.push.Manifest(ctx, m.Descriptor, m.Raw, tags...); err != nil {
+			return registryFailure(err)
+		}
+	}
+	return nil
 }
 
 var outcomes = map[pushd.Outcome]slipwayv1.PushOutcome{

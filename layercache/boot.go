@@ -149,7 +149,7 @@ func (s *Store) setAside(name string) error {
 	if err != nil {
 		return err
 	}
-	err = os.Rename(s.path(name), filepath.Join(dir, name))
+	err = os.Rename(s.path(name), filepath.Join(dir, filepath.Base(name)))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -2,14 +2,17 @@ package layercache
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // Contents are the files of build contexts, by the digest of what is in them.
@@ -71,10 +74,11 @@ func decodePlace(sealed []byte) (place, error) {
 
 // rawDigest returns the bytes of a SHA-256 digest, nil if it is none.
 func rawDigest(d digest.Digest) []byte {
-	if d.Validate() != nil || d.Algorithm() != digest.SHA256 {
+	text, ok := strings.CutPrefix(string(d), "sha256:")
+	if !ok || len(text) != 2*sha256.Size || strings.ContainsAny(text, "ABCDEF") {
 		return nil
 	}
-	raw, err := hex.DecodeString(d.Encoded())
+	raw, err := hex.DecodeString(text)
 	if err != nil {
 		return nil
 	}
@@ -182,7 +186,10 @@ func (c *Cache) pack(ctx context.Context, tx *bolt.Tx, key []byte) (packRecord, 
 // until it is closed.
 type Content struct {
 	*io.SectionReader
-	file *handle
+	digest digest.Digest
+	file   *handle
+	s      *Store
+	own    bool // it is all of its file, and large
 }
 
 // Close lets go of the content. It must be called once.
@@ -193,11 +200,42 @@ func (o *Content) Close() error {
 	return nil
 }
 
+// Digest returns the content's digest.
+func (o *Content) Digest() digest.Digest { return o.digest }
+
+// Linkable reports whether the content is large enough for a file of its own.
+func (o *Content) Linkable() bool { return o.own }
+
+// Link gives a large content's file a second name, in the directory open as
+// dir, instead of a copy. It does so once for a file: its owner, mode, times and
+// attributes belong to the second name, and to nobody else, until that is
+// removed. It reports false where the caller must copy. The bytes must never
+// be written to.
+func (o *Content) Link(dir int, name string) (bool, error) {
+	if !o.own {
+		return false, nil
+	}
+	o.s.linking.Lock()
+	defer o.s.linking.Unlock()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(o.file.f.Fd()), &st); err != nil || st.Nlink != 1 {
+		return false, nil
+	}
+	err := unix.Linkat(unix.AT_FDCWD, o.file.f.Name(), dir, name, 0)
+	switch {
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EPERM), errors.Is(err, unix.EMLINK), errors.Is(err, unix.ENOENT):
+		return false, nil // another file system, or evicted meanwhile
+	case err != nil:
+		return false, fmt.Errorf("link content: %w", err)
+	}
+	return true, nil
+}
+
 // Open opens a content; the lease of ctx holds it. The error is [ErrNotFound]
 // if the cache lacks it.
 func (x *Contents) Open(ctx context.Context, d digest.Digest) (*Content, error) {
 	if d == emptyDigest {
-		return &Content{SectionReader: io.NewSectionReader(nil, 0, 0)}, nil
+		return &Content{SectionReader: io.NewSectionReader(nil, 0, 0), digest: d}, nil
 	}
 	o, err := x.open(ctx, d)
 	if dmg, ok := errors.AsType[*damage](err); ok {
@@ -237,7 +275,7 @@ func (x *Contents) open(ctx context.Context, d digest.Digest) (*Content, error) 
 		return nil, err
 	}
 	leaseFrom(ctx).hold(c.blobResource(hd.blob))
-	return &Content{SectionReader: io.NewSectionReader(hd.f, p.off, p.size), file: hd}, nil
+	return &Content{SectionReader: io.NewSectionReader(hd.f, p.off, p.size), digest: d, file: hd, s: c.s, own: p.size == hd.size && p.size >= ownBlob}, nil
 }
 
 // putPack records a pack and the contents in it, within tx.

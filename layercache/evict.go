@@ -70,7 +70,7 @@ func (s *Store) pressure() pressure {
 	if err != nil {
 		return pressure{}
 	}
-	if least := s.opts.minFree(size); free < least {
+	if least := s.opts.minFree(size) + s.reserved.Load(); free < least {
 		return pressure{least - free + least/10, fmt.Sprintf("less than %d bytes are free on the disk", least)}
 	}
 	return pressure{}

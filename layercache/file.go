@@ -53,6 +53,7 @@ type handles struct {
 type handle struct {
 	id   recordID
 	blob digest.Digest
+	size int64
 	*sharedFile
 }
 
@@ -92,7 +93,7 @@ func (h *handles) open(id recordID, blob digest.Digest, path string, size int64)
 		f.Close()
 		return nil, &damage{blob: blob, record: &id, what: fmt.Sprintf("its file has %d bytes instead of %d", st.Size(), size)}
 	}
-	hd := &handle{id: id, blob: blob, sharedFile: newSharedFile(f)}
+	hd := &handle{id: id, blob: blob, size: size, sharedFile: newSharedFile(f)}
 	hd.acquire()
 	h.mu.Lock()
 	defer h.mu.Unlock()

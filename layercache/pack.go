@@ -15,7 +15,7 @@ import (
 
 const (
 	packSize  = 32 << 20 // a pack is closed before it grows over this
-	ownBlob   = 4 << 20  // a content of this size has a blob of its own
+	ownBlob   = 1 << 20  // a content of this size has a blob of its own
 	packsOpen = 2        // packs that are synced while another one fills
 )
 
@@ -96,7 +96,7 @@ func (w *ContentWriter) addSmall(e packed, r io.Reader) error {
 	if err := e.verify(sha256.Sum256(data)); err != nil {
 		return err
 	}
-	if e.size == 0 || w.x.has(w.lease, e.digest) {
+	if e.size == 0 {
 		return nil
 	}
 	w.mu.Lock()
@@ -201,25 +201,6 @@ func (w *ContentWriter) Flush(context.Context) error {
 		return fmt.Errorf("flush contents: %w", err)
 	}
 	return nil
-}
-
-// has reports whether the cache has a content, and if so holds it.
-func (x *Contents) has(l *Lease, raw [32]byte) bool {
-	c := x.c
-	c.s.sweep.RLock()
-	defer c.s.sweep.RUnlock()
-	var rec packRecord
-	err := c.view(func(tx *bolt.Tx) error {
-		p, err := findPlace(c.bucket(tx, contentsBucket), raw[:])
-		if err == nil {
-			rec, err = c.pack(context.Background(), tx, p.pack[:])
-		}
-		return err
-	})
-	if err == nil {
-		l.hold(c.blobResource(rec.Digest))
-	}
-	return err == nil
 }
 
 func (e packed) verify(sum [32]byte) error {

@@ -23,6 +23,8 @@ import (
 //	        ├── packs      id → packRecord
 //	        ├── packed     id → digests of the contents in the pack
 //	        ├── contents   digest → place in a pack
+//	        ├── members    key → place in a layer's blob
+//	        ├── membersof  digest of a blob → keys of the members in it
 //	        ├── builds     app → Build
 //	        └── used       kind and key → time of last use
 //
@@ -37,6 +39,8 @@ var (
 	packsBucket     = []byte("packs")
 	packedBucket    = []byte("packed")
 	contentsBucket  = []byte("contents")
+	membersBucket   = []byte("members")
+	membersOfBucket = []byte("membersof")
 	buildsBucket    = []byte("builds")
 	usedBucket      = []byte("used")
 )

@@ -118,11 +118,16 @@ func (c *Cache) broken(ctx context.Context, tx *bolt.Tx, id recordID) bool {
 	return broken
 }
 
-// deleteRecord removes a record, its lease, its time of last use and, for a
-// pack, the contents it has.
+// deleteRecord removes a record, its lease, its time of last use, and what is
+// found by it: the contents of a pack, the members of a layer.
 func (c *Cache) deleteRecord(ctx context.Context, tx *bolt.Tx, id recordID) error {
 	if id.kind == packKind {
 		if err := c.deletePacked(tx, []byte(id.key)); err != nil {
+			return err
+		}
+	}
+	if id.kind == layerKind {
+		if err := c.deleteMembers(tx, id.key); err != nil {
 			return err
 		}
 	}

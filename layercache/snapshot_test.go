@@ -166,3 +166,29 @@ func TestStepWithoutSnapshot(t *testing.T) {
 		t.Errorf("snapshot %q, want snap", st.Snapshot)
 	}
 }
+
+// A directory of which the process was killed before it recorded it is not in
+// the way of the snapshot that gets its number.
+func TestSnapshotStray(t *testing.T) {
+	root := t.TempDir()
+	s := open(t, layercache.Options{Root: root})
+	commit(t, s.Org("acme"), "", "one")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, stray := range []string{"2", "3", "new-1"} {
+		if err := os.MkdirAll(filepath.Join(root, "snapshots", "snapshots", stray, "fs", "full"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = open(t, layercache.Options{Root: root})
+	commit(t, s.Org("acme"), "one", "two")
+	if err := s.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]int{"spool": 0, filepath.Join("snapshots", "snapshots"): 2} {
+		if left := must(os.ReadDir(filepath.Join(root, dir)))(t); len(left) != want {
+			t.Errorf("%s: %v, want %d", dir, left, want)
+		}
+	}
+}

@@ -58,8 +58,10 @@ type Store struct {
 	buffers buffers
 	used    gauge
 
-	evicting sync.Mutex // one eviction at a time
-	telling  sync.Mutex // around OnEvict
+	reserved atomic.Int64 // bytes that builds under way are about to write
+	linking  sync.Mutex   // while a content's file gets its second name
+	evicting sync.Mutex   // one eviction at a time
+	telling  sync.Mutex   // around OnEvict
 
 	closing sync.Once
 	closed  error
@@ -126,7 +128,7 @@ func (s *Store) open(ctx context.Context, dropSnapshots bool) (err error) {
 			return err
 		}
 	}
-	if s.overlay, err = openOverlay(s.path("snapshots")); err != nil {
+	if err := s.openOverlay(ctx); err != nil {
 		return err
 	}
 	blobs, err := local.NewStore(s.path("content"))
@@ -152,9 +154,10 @@ func (s *Store) open(ctx context.Context, dropSnapshots bool) (err error) {
 // openOverlay opens the snapshotter. Its own small database is not synced: it
 // survives the end of the process, and after the end of the machine the
 // snapshots are dropped anyway.
-func openOverlay(root string) (snapshots.Snapshotter, error) {
+func (s *Store) openOverlay(ctx context.Context) (err error) {
+	root := s.path("snapshots")
 	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, err
+		return err
 	}
 	ms, err := storage.NewMetaStore(filepath.Join(root, "metadata.db"), func(o *bolt.Options) error {
 		o.NoSync, o.NoGrowSync = true, true
@@ -162,18 +165,45 @@ func openOverlay(root string) (snapshots.Snapshotter, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	sn, err := overlay.NewSnapshotter(root, overlay.WithMetaStore(ms), overlay.AsynchronousRemove, overlay.WithUpperdirLabel)
+	s.overlay, err = overlay.NewSnapshotter(root, overlay.WithMetaStore(ms), overlay.AsynchronousRemove, overlay.WithUpperdirLabel)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	if err := s.putStraysAside(ctx, ms); err != nil {
+		s.overlay.Close()
+		return err
+	}
+	return nil
+}
+
+// putStraysAside takes away the snapshot directories that the database does
+// not know. The process may have been killed after it had made a directory and
+// before that was recorded: the next snapshot gets the same number.
+func (s *Store) putStraysAside(ctx context.Context, ms *storage.MetaStore) error {
+	var known map[string]string
 	// The first transaction opens the file, and so tells whether it reads.
-	if err := ms.WithTransaction(context.Background(), false, func(context.Context) error { return nil }); err != nil {
-		sn.Close()
-		return nil, err
+	err := ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		known, err = storage.IDMap(ctx)
+		return ignoreNone(err)
+	})
+	if err != nil {
+		return err
 	}
-	return sn, nil
+	dirs, err := os.ReadDir(s.path("snapshots", "snapshots"))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if _, ok := known[d.Name()]; ok {
+			continue
+		}
+		if err := s.setAside(filepath.Join("snapshots", "snapshots", d.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // corrupt reports whether err says that a database file is damaged.

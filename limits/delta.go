@@ -49,7 +49,7 @@ func (w *deltaWriter) add(o op) error {
 		b = binary.AppendUvarint(b, uint64(o.attr.mode))
 		b = binary.AppendUvarint(b, uint64(o.attr.uid))
 		b = binary.AppendUvarint(b, uint64(o.attr.gid))
-		b = binary.AppendVarint(b, o.attr.mtime)
+		b = binary.AppendVarint(b, o.attr.time())
 	case actFile:
 		b = binary.AppendUvarint(b, uint64(o.size))
 	case actSymlink:
@@ -135,7 +135,8 @@ func (r *deltaReader) next(prev string) op {
 	o := op{act: action(act &^ deltaXattr), xattr: act&deltaXattr != 0, path: r.shared(prev)}
 	switch o.act {
 	case actDir:
-		o.attr = attr{mode: uint16(r.upTo(0o7777)), uid: uint32(r.upTo(math.MaxUint32)), gid: uint32(r.upTo(math.MaxUint32)), mtime: r.varint()}
+		o.attr = attr{mode: uint16(r.upTo(0o7777)), uid: uint32(r.upTo(math.MaxUint32)), gid: uint32(r.upTo(math.MaxUint32))}
+		o.attr.setTime(r.varint())
 	case actFile:
 		size := r.uvarint()
 		r.bad = r.bad || size > math.MaxInt64

@@ -17,12 +17,13 @@ type Ledger struct {
 	max   int64 // negative: none
 	total atomic.Int64
 
-	mu      sync.Mutex
-	tree    *tree
-	peak    int64
-	sources []SourceSize
-	layers  uint16
-	open    *Layer
+	mu       sync.Mutex
+	tree     *tree
+	peak     int64
+	sources  []SourceSize
+	sourceOf []int32 // by a layer's number; there is no layer 0
+	layers   uint16
+	open     *Layer
 }
 
 // NewLedger returns the ledger of an empty image. A max of 0 means
@@ -31,7 +32,7 @@ func NewLedger(max int64) *Ledger {
 	if max == 0 {
 		max = DefaultMax
 	}
-	return &Ledger{max: max, tree: newTree()}
+	return &Ledger{max: max, tree: newTree(), sourceOf: make([]int32, 1)}
 }
 
 // Begin starts the next layer. It ends a layer that is still open, as far as
@@ -60,6 +61,10 @@ func (l *Ledger) begin(y *Layer, src Source) {
 		y.source = len(l.sources)
 		l.sources = append(l.sources, SourceSize{Source: src})
 	}
+	if int(y.number) == len(l.sourceOf) {
+		l.sourceOf = append(l.sourceOf, 0)
+	}
+	l.sourceOf[y.number] = int32(y.source)
 	l.open = y
 	l.account(y)
 }
@@ -139,7 +144,7 @@ func (l *Ledger) Stat(name string) (Node, bool) {
 	}
 	out := Node{Type: typeflags[n.kind]}
 	if n.kind == kindDir {
-		l.tree.describe(k, &out)
+		l.tree.describe(n, &out)
 	}
 	return out, true
 }

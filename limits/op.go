@@ -158,7 +158,8 @@ func (t *tree) replace(k id, o op) error {
 		if t.at(k).kind != kindDir {
 			t.set(k, kindDir, 1, 0)
 		}
-		t.attrs[k] = o.attr
+		n := t.at(k)
+		n.attr = t.attrs.put(n.attr, o.attr)
 		if o.xattr {
 			t.addXattrBlock(k)
 		}

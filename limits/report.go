@@ -12,6 +12,7 @@ type Report struct {
 	Paths      []PathSize   // the ten largest files, largest first
 	Dirs       []PathSize   // the ten largest directories with all below them, largest first
 	Sources    []SourceSize // by Dockerfile line, in order
+	Advice     []Advice     // what would help, what saves most first
 }
 
 // A PathSize is what a path takes.
@@ -41,13 +42,16 @@ func (l *Ledger) Report() Report {
 
 func (l *Ledger) report(path string) Report {
 	r := Report{Total: l.total.Load(), Max: l.max, Path: path, Sources: slices.Clone(l.sources)}
-	r.Paths, r.Dirs = l.tree.largest()
+	var sums []int64
+	r.Paths, r.Dirs, sums = l.tree.largest()
+	r.Advice = l.advise(sums)
 	return r
 }
 
-// largest returns the largest files and directories.
-func (t *tree) largest() (files, dirs []PathSize) {
-	sums := make([]int64, t.used)  // with all below
+// largest returns the largest files and directories, and what each node takes
+// with all below.
+func (t *tree) largest() (files, dirs []PathSize, sums []int64) {
+	sums = make([]int64, t.used)
 	inner := make([]int64, t.used) // largest directory in a directory
 	seen := make([]bool, len(t.inodes))
 	var topFiles, topDirs top
@@ -68,7 +72,7 @@ func (t *tree) largest() (files, dirs []PathSize) {
 			topDirs.add(k, sums[k])
 		}
 	})
-	return topFiles.paths(t), topDirs.paths(t)
+	return topFiles.paths(t), topDirs.paths(t), sums
 }
 
 // once returns what n takes, and what an inode takes for the first of its

@@ -33,6 +33,7 @@ type node struct {
 	nameLen                   uint8
 	kind                      kind
 	flags                     uint8
+	attr                      attrRef // of a directory
 }
 
 // An inode is what hard links share.
@@ -58,13 +59,13 @@ type tree struct {
 	count  int  // of nodes in table
 	seed   maphash.Seed
 	inodes []inode
-	attrs  map[id]attr // of directories
-	spare  []uint32    // unused inodes
+	attrs  attrs    // of directories
+	spare  []uint32 // unused inodes
 	bytes  int64
 }
 
 func newTree() *tree {
-	t := &tree{seed: maphash.MakeSeed(), table: make([]id, 64), attrs: map[id]attr{}}
+	t := &tree{seed: maphash.MakeSeed(), table: make([]id, 64)}
 	t.pages = append(t.pages, new([pageSize]node))
 	t.used = 1
 	root := t.at(0)
@@ -222,7 +223,8 @@ func (t *tree) release(k id) {
 	n := t.at(k)
 	t.bytes -= n.own()
 	if n.kind == kindDir {
-		delete(t.attrs, k)
+		t.attrs.drop(n.attr)
+		n.attr = 0
 	}
 	if n.flags&flagLinked == 0 {
 		return

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -184,12 +186,31 @@ func (p *Push) bringKnown(ctx context.Context, u *Upload) (Outcome, error) {
 	if found, err := p.target.Exists(ctx, desc, u); found || err != nil {
 		return Present, err
 	}
-	if len(u.blob.MountFrom) > 0 {
-		if mounted, err := p.target.Mount(ctx, desc, u.blob.MountFrom, u); mounted || err != nil {
+	if from := p.origins(u.blob); len(from) > 0 {
+		if mounted, err := p.target.Mount(ctx, desc, from, u); mounted || err != nil {
 			return Mounted, err
 		}
 	}
 	return p.upload(ctx, u)
+}
+
+// origins returns the repositories of the target's registry that may have the
+// blob.
+func (p *Push) origins(b Blob) []string {
+	from := slices.Clone(b.MountFrom)
+	host, own, _ := strings.Cut(p.target.Name(), "/")
+	for _, o := range b.Origins {
+		if h, repo, ok := strings.Cut(o, "/"); ok && sameRegistry(h, host) && repo != own && !slices.Contains(from, repo) {
+			from = append(from, repo)
+		}
+	}
+	return from
+}
+
+// sameRegistry knows that Docker Hub has two names.
+func sameRegistry(a, b string) bool {
+	const hub = "index.docker.io"
+	return a == b || a == "docker.io" && b == hub || a == hub && b == "docker.io"
 }
 
 // bringGrowing uploads a blob while it is being made. When its digest becomes

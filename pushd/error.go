@@ -38,7 +38,7 @@ var (
 type Error struct {
 	Kind       error  // one of the errors above
 	Op         string // what was asked: "start upload", "send chunk", …
-	Host       string // of the registry, or of its token server
+	Host       string // of the registry, its token server, or where it sends uploads
 	Repository string
 	Status     int           // of HTTP; 0 if there was no answer
 	Code       string        // of the registry: "DENIED", "BLOB_UPLOAD_UNKNOWN", …
@@ -47,6 +47,7 @@ type Error struct {
 	Err        error         // below HTTP: time-out, reset, certificate, …
 
 	permanent bool // trying again will not help
+	elsewhere bool // Host is not the registry's own
 }
 
 func (e *Error) Error() string {

@@ -2,10 +2,13 @@ package pushd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,16 +35,18 @@ type HTTPOptions struct {
 	Transport http.RoundTripper
 
 	// Chunk is how many bytes one request carries; 0 means 16 MiB. Registries
-	// sync each chunk to disk, so chunks of a finished blob grow fourfold for
-	// as long as one takes less than a second, up to MaxChunk; 0 means
-	// 16 × Chunk. A break costs one chunk at most, a few seconds' worth, and
-	// nothing where the registry keeps parts of chunks.
+	// sync each chunk to disk, so a finished blob goes in larger ones: a few
+	// seconds' worth by the rate that the registry is known to have, or all
+	// that is left if it is known to keep what came of a request that broke.
+	// A break costs one chunk at most. MaxChunk bounds them; 0 means it does
+	// not.
 	Chunk, MaxChunk int64
 
 	Retries int           // failures in a row that one blob may have; 0 means 7, negative none
 	Timeout time.Duration // for an answer; 0 means 30 s; four times that after a body
 	Stall   time.Duration // without a byte taken by the network before it is given up; 0 means 30 s
 
+	Hosts   *Hosts  // what is known of registries; nil means nothing
 	Journal Journal // nil means none
 }
 
@@ -60,7 +65,10 @@ func (o *HTTPOptions) orDefault() HTTPOptions {
 		v.Chunk = 16 << 20
 	}
 	if v.MaxChunk <= 0 {
-		v.MaxChunk = 16 * v.Chunk
+		v.MaxChunk = math.MaxInt64
+	}
+	if v.Hosts == nil {
+		v.Hosts = NewHosts()
 	}
 	if v.Retries == 0 {
 		v.Retries = 7
@@ -94,6 +102,8 @@ type HTTP struct {
 	opts HTTPOptions
 	auth *authorizer
 
+	lists chan struct{} // held by who changes a list of referrers
+
 	mu     sync.Mutex
 	scheme string    // "" until known
 	spare  []session // opened by mounts that were refused; the next uploads take them
@@ -115,7 +125,7 @@ func NewHTTP(repository string, o *HTTPOptions) (*HTTP, error) {
 	if err != nil {
 		return nil, fmt.Errorf("repository %q: %w", repository, err)
 	}
-	t := &HTTP{repo: repo, opts: o.orDefault(), scheme: scheme}
+	t := &HTTP{repo: repo, opts: o.orDefault(), scheme: scheme, lists: make(chan struct{}, 1)}
 	if scheme == "" && !t.opts.Insecure && !loopback(repo.RegistryStr()) {
 		t.scheme = "https"
 	}
@@ -133,6 +143,10 @@ func loopback(host string) bool {
 
 // Name returns HOST/REPOSITORY.
 func (t *HTTP) Name() string { return t.repo.Name() }
+
+func (t *HTTP) host() string { return t.repo.RegistryStr() }
+
+func (t *HTTP) facts() hostFacts { return t.opts.Hosts.of(t.host()) }
 
 // Probe opens an upload and cancels it. It retries once, so that it fails
 // within seconds.
@@ -168,7 +182,7 @@ func (t *HTTP) Exists(ctx context.Context, desc ocispec.Descriptor, w Watcher) (
 		}
 		found = a.status != http.StatusNotFound
 		if found && a.status == http.StatusOK {
-			return t.verify("check blob", a, desc.Digest)
+			return t.verifyBlob(a, desc)
 		}
 		return nil
 	})
@@ -177,6 +191,9 @@ func (t *HTTP) Exists(ctx context.Context, desc ocispec.Descriptor, w Watcher) (
 
 // maxMounts bounds the repositories that are tried as the origin of a blob.
 const maxMounts = 3
+
+// maxMountRetries bounds the retries of a mount.
+const maxMountRetries = 2
 
 // Mount implements [Target]. An upload session that the registry opens instead
 // is kept for the Upload that follows.
@@ -200,7 +217,9 @@ func (t *HTTP) Mount(ctx context.Context, desc ocispec.Descriptor, from []string
 }
 
 func (t *HTTP) mount(ctx context.Context, desc ocispec.Descriptor, from string, w Watcher) (mounted bool, opened *session, err error) {
-	err = t.retry(ctx, w, t.budget(), func() error {
+	b := t.budget()
+	b.left = min(b.left, maxMountRetries)
+	err = t.retry(ctx, w, b, func() error {
 		u, err := t.url(ctx, "blobs/uploads/")
 		if err != nil {
 			return err
@@ -221,42 +240,13 @@ func (t *HTTP) mount(ctx context.Context, desc ocispec.Descriptor, from string, 
 		}
 		return nil
 	})
-	if isRefusal(err) {
-		return false, nil, nil // perhaps there is no right to read from
+	var refused *Error
+	if errors.As(err, &refused) {
+		// Perhaps there is no right to read from. To mount only saves bytes:
+		// the upload will tell what stands in the way of a push.
+		return false, nil, nil
 	}
 	return mounted, opened, err
-}
-
-// PutManifest implements [Target].
-func (t *HTTP) PutManifest(ctx context.Context, desc ocispec.Descriptor, raw []byte, tags []string, w Watcher) error {
-	if d := digest.FromBytes(raw); d != desc.Digest {
-		return t.error(ErrDigest, "put manifest", fmt.Sprintf("%s has content %s", desc.Digest, d))
-	}
-	for _, ref := range append([]string{desc.Digest.String()}, tags...) {
-		if err := t.putManifest(ctx, desc, raw, ref, w); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (t *HTTP) putManifest(ctx context.Context, desc ocispec.Descriptor, raw []byte, ref string, w Watcher) error {
-	return t.retry(ctx, w, t.budget(), func() error {
-		u, err := t.url(ctx, "manifests/"+ref)
-		if err != nil {
-			return err
-		}
-		a, err := t.send(ctx, request{
-			op: "put manifest", method: http.MethodPut, url: u,
-			header: http.Header{"Content-Type": {desc.MediaType}},
-			body:   Bytes(raw), size: int64(len(raw)), w: w,
-			want: []int{200, 201, 202, 204},
-		})
-		if err != nil {
-			return err
-		}
-		return t.verify("put manifest", a, desc.Digest)
-	})
 }
 
 // verify compares the digest that a registry answers with the one meant.
@@ -267,6 +257,21 @@ func (t *HTTP) verify(op string, a *answer, want digest.Digest) error {
 		return nil
 	}
 	e := t.error(ErrDigest, op, fmt.Sprintf("registry answered %.80q for %s", got, want))
+	e.Status = a.status
+	e.permanent = true
+	return e
+}
+
+// verifyBlob compares digest and size, as far as they are known and told.
+func (t *HTTP) verifyBlob(a *answer, desc ocispec.Descriptor) error {
+	if err := t.verify("check blob", a, desc.Digest); err != nil {
+		return err
+	}
+	n, err := strconv.ParseInt(a.header.Get("Content-Length"), 10, 64)
+	if err != nil || n <= 0 || desc.Size <= 0 || n == desc.Size {
+		return nil
+	}
+	e := t.error(ErrDigest, "check blob", fmt.Sprintf("registry has %d bytes for %s of %d", n, desc.Digest, desc.Size))
 	e.Status = a.status
 	e.permanent = true
 	return e

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -23,12 +24,20 @@ type Linker interface {
 	PutManifest(ctx context.Context, desc ocispec.Descriptor, raw []byte, tags ...string) error
 }
 
+// A Reader is a [Linker] that can be asked what it has. Without it a [Local]
+// keeps no lists of what refers to a manifest.
+type Reader interface {
+	Tags(ctx context.Context) ([]string, error)
+	Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error)
+}
+
 // Local is a [Target] that moves no bytes: it links files into a registry of
 // this process.
 type Local struct {
 	name   string
 	linker Linker
 	temp   string
+	lists  chan struct{} // held by who changes a list of referrers
 }
 
 var _ Target = (*Local)(nil)
@@ -38,7 +47,7 @@ var _ Target = (*Local)(nil)
 // directory temp first, which should be on the registry's file system; ""
 // means the system's.
 func NewLocal(name string, l Linker, temp string) *Local {
-	return &Local{name: name, linker: l, temp: temp}
+	return &Local{name: name, linker: l, temp: temp, lists: make(chan struct{}, 1)}
 }
 
 // Name returns the repository's name.
@@ -114,5 +123,43 @@ func (l *Local) PutManifest(ctx context.Context, desc ocispec.Descriptor, raw []
 	if d := digest.FromBytes(raw); d != desc.Digest {
 		return &Error{Kind: ErrDigest, Op: "put manifest", Host: l.name, Message: fmt.Sprintf("%s has content %s", desc.Digest, d)}
 	}
+	refs, err := parseReferences(raw)
+	if err != nil {
+		return err
+	}
+	if reader, ok := l.linker.(Reader); ok && refs.Subject != nil {
+		if err := l.linker.PutManifest(ctx, desc, raw); err != nil {
+			return err
+		}
+		if err := l.refer(ctx, reader, desc, refs); err != nil {
+			return fmt.Errorf("list what refers to %s: %w", refs.Subject.Digest, err)
+		}
+	}
 	return l.linker.PutManifest(ctx, desc, raw, tags...)
+}
+
+// refer adds a manifest that has a subject to the subject's list.
+func (l *Local) refer(ctx context.Context, r Reader, desc ocispec.Descriptor, refs references) error {
+	select { // one change of a list at a time
+	case l.lists <- struct{}{}:
+		defer func() { <-l.lists }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	tags, err := r.Tags(ctx)
+	if err != nil {
+		return err
+	}
+	tag := referrersTag(refs.Subject.Digest)
+	var list []byte
+	if slices.Contains(tags, tag) {
+		if _, list, err = r.Manifest(ctx, tag); err != nil {
+			return err
+		}
+	}
+	next, d, err := withReferrer(list, desc, refs)
+	if err != nil || next == nil {
+		return err
+	}
+	return l.linker.PutManifest(ctx, d, next, tag)
 }

@@ -20,7 +20,7 @@ type folder string
 func (f folder) blob(d digest.Digest) string { return filepath.Join(string(f), "blob-"+d.Encoded()) }
 
 func (f folder) manifest(ref string) string {
-	return filepath.Join(string(f), "manifest-"+strings.ReplaceAll(ref, ":", "-"))
+	return filepath.Join(string(f), "manifest-"+strings.ReplaceAll(ref, ":", "+"))
 }
 
 func (f folder) Exists(_ context.Context, desc ocispec.Descriptor) (bool, error) {
@@ -48,6 +48,22 @@ func (f folder) PutManifest(_ context.Context, desc ocispec.Descriptor, raw []by
 		}
 	}
 	return nil
+}
+
+func (f folder) Manifest(_ context.Context, ref string) (ocispec.Descriptor, []byte, error) {
+	raw, err := os.ReadFile(f.manifest(ref))
+	return ocispec.Descriptor{Digest: digest.FromBytes(raw)}, raw, err
+}
+
+func (f folder) Tags(context.Context) ([]string, error) {
+	files, err := os.ReadDir(string(f))
+	var tags []string
+	for _, e := range files {
+		if tag, ok := strings.CutPrefix(e.Name(), "manifest-"); ok {
+			tags = append(tags, tag)
+		}
+	}
+	return tags, err
 }
 
 func read(path string) ([]byte, bool) {

@@ -10,9 +10,10 @@ import (
 
 // An Upload is one blob of a push. It is the [Watcher] of its own transfer.
 type Upload struct {
-	push *Push
-	blob Blob
-	done chan struct{} // closed when outcome and err are set
+	push   *Push
+	blob   Blob
+	before Outcome       // when it was brought the first time; then asked for again
+	done   chan struct{} // closed when outcome and err are set
 
 	mu      sync.Mutex
 	desc    ocispec.Descriptor

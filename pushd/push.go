@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -20,6 +21,7 @@ type Blob struct {
 	Name      string   // for progress, such as the step it comes from
 	Source    Source   // gives the bytes
 	MountFrom []string // repositories of the same registry that may have it
+	Origins   []string // the same as HOST/REPOSITORY; those of other registries do not count
 }
 
 // A Push is one image on its way. Its methods may be called concurrently.
@@ -38,6 +40,7 @@ type Push struct {
 
 	mu      sync.Mutex
 	ended   bool
+	failed  error // of a manifest
 	uploads []*Upload
 	account Account
 }
@@ -64,6 +67,9 @@ func (p *Push) run(u *Upload) {
 	outcome, err := p.bring(p.ctx, u)
 	switch cause := context.Cause(p.ctx); {
 	case err == nil:
+		if outcome == Present && u.before != "" {
+			outcome = u.before // it came so, and was there when asked for again
+		}
 		p.count(outcome)
 	case cause != nil:
 		err = cause // stopped by another blob, or from outside
@@ -77,24 +83,46 @@ func (p *Push) run(u *Upload) {
 func (p *Push) count(o Outcome) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.account.add(o, 1)
+}
+
+func (a *Account) add(o Outcome, n int) {
 	switch o {
 	case Uploaded:
-		p.account.Uploaded++
+		a.Uploaded += n
 	case Mounted:
-		p.account.Mounted++
+		a.Mounted += n
 	case Present:
-		p.account.Present++
+		a.Present += n
 	case Linked:
-		p.account.Linked++
+		a.Linked += n
 	}
 }
 
 // Manifest waits for every blob added so far, then stores raw under its digest
-// and its tags. It may be called again, as for an index and what it lists.
+// and its tags. It may be called again.
 //
 // If the registry has lost a blob that it had confirmed before, the blobs are
 // brought again, once.
 func (p *Push) Manifest(ctx context.Context, desc ocispec.Descriptor, raw []byte, tags ...string) error {
+	return p.Manifests(ctx, Manifest{Descriptor: desc, Raw: raw, Tags: tags})
+}
+
+// Manifests does the same for several, such as an index and what it lists:
+// what others name comes first, and tags come after everything.
+func (p *Push) Manifests(ctx context.Context, all ...Manifest) error {
+	err := p.manifests(ctx, all)
+	if err != nil && context.Cause(p.ctx) == nil && context.Cause(ctx) == nil {
+		p.fail(err)
+	}
+	return err
+}
+
+func (p *Push) manifests(ctx context.Context, all []Manifest) error {
+	sorted, top, err := inOrder(all)
+	if err != nil {
+		return err
+	}
 	if err := p.wait(ctx); err != nil {
 		return err
 	}
@@ -103,18 +131,68 @@ func (p *Push) Manifest(ctx context.Context, desc ocispec.Descriptor, raw []byte
 	}
 	ctx, cancel := mergeCancel(ctx, p.ctx)
 	defer cancel()
-	w := manifestWatcher{p}
-	err := p.target.PutManifest(ctx, desc, raw, tags, w)
+	err = p.put(ctx, sorted, top)
 	if errors.Is(err, ErrBlobUnknown) && p.again() {
 		if err := p.wait(ctx); err != nil {
 			return err
 		}
-		err = p.target.PutManifest(ctx, desc, raw, tags, w)
+		if err = p.put(ctx, sorted, top); errors.Is(err, ErrBlobUnknown) {
+			p.forget()
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("push manifest %s: %w", desc.Digest, err)
+	return err
+}
+
+// put stores what others name, then the rest with the tags of all.
+func (p *Push) put(ctx context.Context, sorted []Manifest, top map[digest.Digest]bool) error {
+	w := manifestWatcher{p}
+	for _, last := range []bool{false, true} {
+		for _, m := range sorted {
+			tags := m.Tags
+			switch {
+			case !last && !top[m.Digest]:
+				tags = nil
+			case !last || !top[m.Digest] && len(tags) == 0:
+				continue
+			}
+			if err := p.target.PutManifest(ctx, m.Descriptor, m.Raw, tags, w); err != nil {
+				return fmt.Errorf("push manifest %s: %w", m.Digest, err)
+			}
+		}
 	}
 	return nil
+}
+
+// Err returns why the push has failed or ended, nil while it goes on or when
+// it has succeeded.
+func (p *Push) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failed != nil {
+		return p.failed
+	}
+	if err := context.Cause(p.ctx); err != nil && !errors.Is(err, errEnded) {
+		return err
+	}
+	return nil
+}
+
+func (p *Push) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failed == nil {
+		p.failed = err
+	}
+}
+
+// forget makes the engine ask for the blobs of this push anew, for whoever
+// wants them next.
+func (p *Push) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, u := range p.uploads {
+		p.engine.forget(place{p.target.Name(), u.Descriptor().Digest})
+	}
 }
 
 // mergeCancel returns ctx that ends with other too.
@@ -146,29 +224,27 @@ func (p *Push) wait(ctx context.Context) error {
 	return nil
 }
 
-// again brings blobs anew that were taken as present.
+// again asks for all blobs anew and brings those that are not there.
 func (p *Push) again() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.ended {
 		return false
 	}
-	found := false
 	for i, u := range p.uploads {
 		desc, outcome, err := u.result()
-		if err != nil || outcome != Present {
+		if err != nil {
 			continue
 		}
-		found = true
 		p.engine.forget(place{p.target.Name(), desc.Digest})
 		b := u.blob
 		b.Descriptor = desc
-		next := &Upload{push: p, blob: b, desc: desc, done: make(chan struct{}), state: Checking}
+		next := &Upload{push: p, blob: b, desc: desc, done: make(chan struct{}), state: Checking, before: outcome}
 		p.uploads[i] = next
-		p.account.Present--
+		p.account.add(outcome, -1)
 		p.wg.Go(func() { p.run(next) })
 	}
-	return found
+	return true
 }
 
 // Abort stops what still runs, with the cause that Wait then reports, and

@@ -5,7 +5,12 @@
 // An [Engine] lives as long as the daemon. It uploads a blob once, however
 // many builds want it, and remembers what a registry confirmed. A [Push] is
 // one image on its way to one repository, the [Target]: blobs are added while
-// the build runs, the manifest goes last.
+// the build runs, manifests go last and tags after them. A [Group] is the same
+// for several targets at once.
+//
+// An upload that breaks goes on where the registry says that it stopped, also
+// in the next process: a [Journal] keeps what must be known for it. [Hosts]
+// keeps how registries behave.
 //
 // A target is a repository in any registry, reached over HTTP ([HTTP]), or in
 // a registry of the same process, where blobs are linked ([Local]). Both keep
@@ -86,7 +91,10 @@ type Target interface {
 	// may still grow.
 	Upload(ctx context.Context, known ocispec.Descriptor, src Source, w Watcher) (Outcome, error)
 
-	// PutManifest stores raw under its digest, then under each tag.
+	// PutManifest stores raw under its digest, then under each tag. If it has
+	// a subject, the repository's list of what refers to that has it before
+	// the tags are set. A failure that leaves only some of the tags set is a
+	// [*TagError].
 	PutManifest(ctx context.Context, desc ocispec.Descriptor, raw []byte, tags []string, w Watcher) error
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
+	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
@@ -30,6 +32,9 @@ import (
 
 func TestMain(m *testing.M) {
 	logrus.SetOutput(io.Discard) // distribution logs every 404
+	if dir := os.Getenv(registryDir); dir != "" {
+		os.Exit(serveRegistry(dir))
+	}
 	os.Exit(m.Run())
 }
 
@@ -40,7 +45,7 @@ const (
 	chunk = 256 << 10
 )
 
-// A registry is a real one, in memory but for its files, with faults in front.
+// A registry is a real one, in memory, with faults in front.
 type registry struct {
 	app     http.Handler
 	network *network
@@ -48,6 +53,7 @@ type registry struct {
 
 	mu     sync.Mutex
 	seen   []call
+	put    []string // tags and digests that manifests were put under
 	faults []*fault
 }
 
@@ -68,8 +74,20 @@ type fault struct {
 // newRegistry must be called outside a synctest bubble.
 func newRegistry(t testing.TB) *registry {
 	t.Helper()
+	return newRegistryOn(t, "inmemory", nil)
+}
+
+// newFileRegistry returns a registry for large blobs, and for those that are
+// taken up after a break: the other takes bytes twice then, now and then.
+func newFileRegistry(t testing.TB) *registry {
+	t.Helper()
+	return newRegistryOn(t, "filesystem", configuration.Parameters{"rootdirectory": t.TempDir()})
+}
+
+func newRegistryOn(t testing.TB, driver string, p configuration.Parameters) *registry {
+	t.Helper()
 	c := &configuration.Configuration{Storage: configuration.Storage{
-		"filesystem":  {"rootdirectory": t.TempDir()},
+		driver:        p,
 		"delete":      {"enabled": true},
 		"maintenance": {"uploadpurging": map[any]any{"enabled": false}},
 	}}
@@ -133,7 +151,7 @@ func class(r *http.Request) string {
 		return "mount"
 	case strings.Contains(r.URL.Path, "/blobs/uploads/"):
 		return map[string]string{"POST": "start", "PATCH": "chunk", "PUT": "finish", "GET": "status", "DELETE": "cancel"}[r.Method]
-	case strings.Contains(r.URL.Path, "/manifests/"):
+	case strings.Contains(r.URL.Path, "/manifests/") && r.Method == http.MethodPut:
 		return "manifest"
 	case r.Method == http.MethodHead:
 		return "head"
@@ -144,9 +162,13 @@ func class(r *http.Request) string {
 func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := class(r)
 	counted := &countedBody{ReadCloser: r.Body}
+	r = r.WithContext(r.Context()) // the server looks at its own request
 	r.Body = counted
 	g.mu.Lock()
 	g.seen = append(g.seen, call{class: c, host: r.Host, auth: r.Header.Get("Authorization"), query: r.URL.RawQuery})
+	if c == "manifest" {
+		g.put = append(g.put, path.Base(r.URL.Path))
+	}
 	at, n := len(g.seen)-1, 0
 	for _, s := range g.seen {
 		if s.class == c {
@@ -205,10 +227,10 @@ func (g *registry) received() (n int64) {
 }
 
 // get reads from the registry behind all faults.
-func (g *registry) get(path string) ([]byte, bool) {
+func (g *registry) get(what string) ([]byte, bool) {
 	w := httptest.NewRecorder()
-	r := httptest.NewRequest(http.MethodGet, "/v2/"+repo+"/"+path, nil)
-	r.Header.Set("Accept", "application/vnd.oci.image.manifest.v1+json")
+	r := httptest.NewRequest(http.MethodGet, "/v2/"+repo+"/"+what, nil)
+	r.Header.Set("Accept", "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json")
 	g.app.ServeHTTP(w, r)
 	return w.Body.Bytes(), w.Code == http.StatusOK
 }

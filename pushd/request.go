@@ -40,17 +40,20 @@ type request struct {
 	from   string // repository to be read besides
 	want   []int  // statuses that are no error
 
-	body Source // nil means none
-	off  int64  // of the body in the source
-	size int64  // of the body
-	w    Watcher
+	body   Source // nil means none
+	off    int64  // of the body in the source
+	size   int64  // of the body
+	answer int64  // most bytes of the answer's body that are wanted; 0: none
+	stored int64  // bytes that the registry must look through before it answers
+	w      Watcher
 }
 
-// An answer is a response whose body was of no interest.
+// An answer is a response that was read.
 type answer struct {
 	status int
 	header http.Header
 	url    *url.URL // that answered
+	body   []byte   // one byte more than was wanted if it is longer
 }
 
 // send returns an answer of a wanted status, a *Error, the error of the body's
@@ -59,14 +62,14 @@ func (t *HTTP) send(ctx context.Context, r request) (*answer, error) {
 	refreshed := false
 	for hop := 0; ; {
 		credentials := ""
-		own := r.url.Host == t.repo.RegistryStr()
+		own := r.url.Host == t.host()
 		if own {
 			var err error
 			if credentials, err = t.auth.header(ctx, r.url.Scheme, r.from); err != nil {
 				return nil, err
 			}
 		}
-		a, body, err := t.once(ctx, r, credentials)
+		a, err := t.once(ctx, r, credentials)
 		if err != nil {
 			return nil, err
 		}
@@ -85,12 +88,12 @@ func (t *HTTP) send(ctx context.Context, r request) (*answer, error) {
 				continue
 			}
 		}
-		return nil, t.refusal(r, a, body, credentials != "")
+		return nil, t.refusal(r, a, credentials != "")
 	}
 }
 
-// once makes one HTTP exchange and returns the beginning of its body.
-func (t *HTTP) once(ctx context.Context, r request, credentials string) (*answer, []byte, error) {
+// once makes one HTTP exchange.
+func (t *HTTP) once(ctx context.Context, r request, credentials string) (*answer, error) {
 	attempt, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	guard := &guard{stall: t.opts.Stall, answer: t.opts.Timeout, cancel: cancel}
@@ -98,7 +101,7 @@ func (t *HTTP) once(ctx context.Context, r request, credentials string) (*answer
 
 	req, err := http.NewRequestWithContext(attempt, r.method, r.url.String(), nil)
 	if err != nil {
-		return nil, nil, t.broken(r.op, errors.New("registry gave a bad address"))
+		return nil, t.broken(r.op, errors.New("registry gave a bad address"))
 	}
 	req.Header.Set("User-Agent", "slipway")
 	for k, v := range r.header {
@@ -111,10 +114,14 @@ func (t *HTTP) once(ctx context.Context, r request, credentials string) (*answer
 	if r.body != nil && r.size > 0 {
 		src, err := r.body.Open(ctx, r.off)
 		if err != nil {
-			return nil, nil, &sourceError{err}
+			return nil, &sourceError{err}
 		}
-		sent = &body{src: src, left: r.size, guard: guard, w: r.w}
+		sent = &body{src: src, left: r.size, guard: guard, answer: t.settle(r.stored), w: r.w}
 		req.Body, req.ContentLength = sent, r.size
+		if r.size > t.opts.Chunk {
+			// A refusal should cost a round trip, not the body.
+			req.Header.Set("Expect", "100-continue")
+		}
 	} else if r.body != nil {
 		req.Body = http.NoBody // makes the length 0 explicit
 	}
@@ -123,20 +130,31 @@ func (t *HTTP) once(ctx context.Context, r request, credentials string) (*answer
 	resp, err := t.opts.Transport.RoundTrip(req)
 	var text []byte
 	if err == nil {
-		text, _ = io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+		text, err = io.ReadAll(io.LimitReader(resp.Body, max(maxErrorBody, r.answer+1)))
 		resp.Body.Close()
-		return &answer{resp.StatusCode, resp.Header, r.url}, text, nil
+		if err == nil || r.answer == 0 {
+			return &answer{resp.StatusCode, resp.Header, r.url, text}, nil
+		}
 	}
 	if ctx.Err() != nil {
-		return nil, nil, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	if serr := sent.failed(); serr != nil {
-		return nil, nil, &sourceError{serr}
+		return nil, &sourceError{serr}
 	}
 	if attempt.Err() != nil {
 		err = context.Cause(attempt)
 	}
-	return nil, nil, t.broken(r.op, err)
+	return nil, t.broken(r.op, err)
+}
+
+// settleRate is the least rate, in bytes a second, at which a registry is
+// expected to move a finished blob to its place. Object stores copy it.
+const settleRate = 20 << 20
+
+// settle is how long an answer may take after the body was sent.
+func (t *HTTP) settle(stored int64) time.Duration {
+	return 4*t.opts.Timeout + time.Duration(stored/settleRate)*time.Second
 }
 
 // A sourceError comes from the blob, not from the registry.
@@ -160,11 +178,12 @@ func (t *HTTP) broken(op string, err error) *Error {
 }
 
 // refusal makes an error of an unwanted answer.
-func (t *HTTP) refusal(r request, a *answer, text []byte, known bool) *Error {
+func (t *HTTP) refusal(r request, a *answer, known bool) *Error {
 	e := t.error(ErrRefused, r.op, "")
+	e.Host, e.elsewhere = r.url.Host, r.url.Host != t.host()
 	e.Status = a.status
 	e.RetryAfter = retryAfter(a.header)
-	e.Code, e.Message = message(a.header, text)
+	e.Code, e.Message = message(a.header, a.body)
 	e.Message = t.auth.scrub(e.Message)
 	switch {
 	case a.status == http.StatusUnauthorized && known && insufficient(a.header):
@@ -308,10 +327,11 @@ func (g *guard) stop() {
 
 // A body is a part of a blob on its way out.
 type body struct {
-	src   io.ReadCloser
-	left  int64
-	guard *guard
-	w     Watcher
+	src    io.ReadCloser
+	left   int64
+	guard  *guard
+	answer time.Duration // to wait for after the last byte
+	w      Watcher
 
 	mu  sync.Mutex
 	err error // of src
@@ -326,7 +346,7 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.src.Read(p)
 	b.left -= int64(n)
 	if b.left == 0 {
-		b.guard.set(4*b.guard.answer, errNoAnswer)
+		b.guard.set(b.answer, errNoAnswer)
 	} else {
 		b.guard.set(b.guard.stall, errStalled)
 	}

@@ -65,9 +65,3 @@ func (t *HTTP) retry(ctx context.Context, w Watcher, b *budget, f func() error) 
 		}
 	}
 }
-
-// isRefusal reports whether a registry said no, rather than nothing.
-func isRefusal(err error) bool {
-	var e *Error
-	return errors.As(err, &e) && e.Status != 0 && e.Kind != ErrUnavailable && e.Kind != ErrDigest
-}

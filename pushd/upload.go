@@ -4,72 +4,28 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
-	"net/url"
-	"strconv"
-	"strings"
+	"sync/atomic"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-const (
-	smallestChunk = 1 << 20
-	scoutBuffer   = 256 << 10
-	cancelTime    = 5 * time.Second
-)
-
-// A session is an upload that the registry has open.
-type session struct {
-	location *url.URL
-	offset   int64 // confirmed by the registry
-	minChunk int64
-	top      int64 // up to which bytes were ever sent; 0: not known
-	patched  bool  // bytes were sent by PATCH
-	unsure   bool  // offset must be asked for
-}
-
-// open starts an upload.
-func (t *HTTP) open(ctx context.Context) (session, error) {
-	u, err := t.url(ctx, "blobs/uploads/")
-	if err != nil {
-		return session{}, err
-	}
-	a, err := t.send(ctx, request{op: "start upload", method: http.MethodPost, url: u, body: Bytes(nil), want: []int{202}})
-	if err != nil {
-		return session{}, err
-	}
-	s, err := a.session()
-	if err != nil {
-		return session{}, t.broken("start upload", err)
-	}
-	return s, nil
-}
-
-func (a *answer) session() (session, error) {
-	u, err := a.location()
-	if err != nil {
-		return session{}, err
-	}
-	minChunk, _ := strconv.ParseInt(a.header.Get("OCI-Chunk-Min-Length"), 10, 64)
-	return session{location: u, minChunk: max(0, minChunk)}, nil
-}
-
-// cancel gives a session up, if the registry listens: it forgets sessions by
-// itself too. It works after ctx has ended.
-func (t *HTTP) cancel(ctx context.Context, s session) {
-	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelTime)
-	defer stop()
-	_, _ = t.send(ctx, request{op: "cancel upload", method: http.MethodDelete, url: s.location, want: []int{202, 204, 404}})
-}
+// spell is how long one request should take on a registry that may lose all
+// of it when it breaks.
+const spell = 4 * time.Second
 
 // Upload implements [Target]. While src grows, its bytes are sent in chunks as
-// soon as there is one. After a break the registry is asked how far it came,
-// and only the rest is sent.
+// soon as there is one; a finished blob goes in as few requests as the
+// registry allows. After a break the registry is asked how far it came, and
+// only the rest is sent.
 func (t *HTTP) Upload(ctx context.Context, known ocispec.Descriptor, src Source, w Watcher) (Outcome, error) {
-	u := &upload{t: t, src: src, w: w, chunk: t.opts.Chunk, most: math.MaxInt64, budget: t.budget()}
+	u := &upload{
+		t: t, src: src, chunk: t.opts.Chunk, most: math.MaxInt64, budget: t.budget(),
+		entry: newEntry(t.opts.Journal, t.Name()), whole: t.facts().noChunks,
+	}
+	u.w.Watcher = w
 	outcome, err := u.run(ctx, known)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -82,22 +38,39 @@ func (t *HTTP) Upload(ctx context.Context, known ocispec.Descriptor, src Source,
 type upload struct {
 	t      *HTTP
 	src    Source
-	w      Watcher
+	w      counter
 	budget *budget
-	chunk  int64 // bytes of the next chunk
+	chunk  int64 // least bytes of the next chunk
 	most   int64 // that a proxy in between takes
-	sent   int64 // of the last chunk
+	size   int64 // of the last request
 
 	s        *session
-	whole    bool  // the registry takes no chunks: one PUT has it all
-	bareEnd  bool  // the last chunk must not come with the PUT
-	lost     int   // sessions that ended with the first chunk
-	mismatch bool  // the registry once got other bytes than we have
-	best     int64 // offset that was ever confirmed
+	entry    *entry // of the session, in the journal
+	whole    bool   // the registry takes no chunks: one PUT has it all
+	bareEnd  bool   // the last chunk must not come with the PUT
+	lost     int    // sessions that ended with the first chunk
+	mismatch bool   // the registry once got other bytes than we have
+	best     int64  // offset that was ever confirmed
 
 	done  bool               // desc is known
 	desc  ocispec.Descriptor // of the complete blob
-	scout *scout
+	scout *scout             // while it is not
+}
+
+// A counter is a Watcher that counts the bytes of the current request.
+type counter struct {
+	Watcher
+	n atomic.Int64
+}
+
+func (c *counter) At(off int64) {
+	c.n.Store(0)
+	c.Watcher.At(off)
+}
+
+func (c *counter) Sent(n int64) {
+	c.n.Add(n)
+	c.Watcher.Sent(n)
 }
 
 func (u *upload) run(ctx context.Context, known ocispec.Descriptor) (Outcome, error) {
@@ -108,8 +81,12 @@ func (u *upload) run(ctx context.Context, known ocispec.Descriptor) (Outcome, er
 		if u.desc.Digest != known.Digest {
 			return "", u.t.error(ErrDigest, "upload", fmt.Sprintf("%s was promised, %s came", known.Digest, u.desc.Digest))
 		}
+	} else {
+		u.scout = newScout(ctx, u.src, func(d ocispec.Descriptor) { u.entry.learn(ctx, d.Digest) })
 	}
-	u.resume(ctx)
+	if err := u.resume(ctx); err != nil {
+		return "", err
+	}
 	for {
 		finished, err := u.step(ctx)
 		if finished {
@@ -124,21 +101,6 @@ func (u *upload) run(ctx context.Context, known ocispec.Descriptor) (Outcome, er
 				return Uploaded, nil // the answer to the last PUT was lost
 			}
 		}
-	}
-}
-
-// resume takes up what another process began, or what a mount left open.
-func (u *upload) resume(ctx context.Context) {
-	if j := u.t.opts.Journal; j != nil && u.done {
-		if kept, ok := j.Load(ctx, u.t.Name(), u.desc.Digest); ok {
-			if loc, err := url.Parse(kept.Location); err == nil {
-				u.s = &session{location: loc, offset: kept.Offset, minChunk: kept.MinChunk, patched: true, unsure: true}
-				return
-			}
-		}
-	}
-	if s, ok := u.t.takeSpare(); ok {
-		u.s = &s
 	}
 }
 
@@ -158,16 +120,16 @@ func (u *upload) step(ctx context.Context) (finished bool, err error) {
 		return false, u.know(ctx)
 	}
 	if !u.done {
-		n, err := u.available(ctx, size)
-		if err != nil {
-			return false, err
-		}
-		if n < size {
+		switch err := u.scout.reach(ctx, u.s.offset+size); {
+		case errors.Is(err, errEnds):
 			return false, u.know(ctx)
+		case err != nil:
+			return false, err
 		}
 		return false, u.patch(ctx, size)
 	}
 	rest := u.desc.Size - u.s.offset
+	size = u.stride(size)
 	switch {
 	case rest < 0:
 		return false, u.t.error(ErrDigest, "upload", fmt.Sprintf("registry has %d bytes of a blob of %d", u.s.offset, u.desc.Size))
@@ -178,32 +140,45 @@ func (u *upload) step(ctx context.Context) (finished bool, err error) {
 	}
 }
 
+// stride is how much of a finished blob the next request may carry. Registries
+// sync each chunk to disk, so the fewer the better; but a break may cost all
+// of a request where the registry does not keep the parts.
+func (u *upload) stride(least int64) int64 {
+	facts, n := u.t.facts(), least
+	switch {
+	case facts.keeps:
+		n = math.MaxInt64
+	case facts.rate > 0:
+		n = max(least, int64(facts.rate*spell.Seconds()))
+	}
+	return max(least, min(n, u.most, u.t.opts.MaxChunk))
+}
+
 func (u *upload) begin(ctx context.Context) error {
 	s, err := u.t.open(ctx)
-	if err == nil {
-		u.s = &s
-		u.w.At(0)
+	if err != nil {
+		return err
 	}
-	return err
+	u.s = &s
+	u.w.At(0)
+	u.note(ctx)
+	return nil
 }
 
 // patch sends the next n bytes.
 func (u *upload) patch(ctx context.Context, n int64) error {
 	off, began := u.s.offset, time.Now()
 	u.w.At(off)
-	u.s.patched, u.s.top, u.sent = true, off+n, n
+	u.s.patched, u.s.top, u.size = true, off+n, n
 	a, err := u.t.send(ctx, request{
 		op: "send chunk", method: http.MethodPatch, url: u.s.location,
-		header: contentRange(off, n), body: u.src, off: off, size: n, w: u.w,
+		header: contentRange(off, n), body: u.src, off: off, size: n, w: &u.w,
 		want: []int{201, 202, 204},
 	})
 	if err != nil {
-		u.chunk = min(u.chunk, u.t.opts.Chunk)
 		return err
 	}
-	if u.done && time.Since(began) < time.Second {
-		u.chunk = min(4*u.chunk, max(u.chunk, u.t.opts.MaxChunk))
-	}
+	u.timed(n, time.Since(began))
 	u.follow(a)
 	switch got, ok := confirmed(a.header); {
 	case !ok:
@@ -219,28 +194,48 @@ func (u *upload) patch(ctx context.Context, n int64) error {
 
 // put ends the upload with its last n bytes.
 func (u *upload) put(ctx context.Context, n int64) (bool, error) {
-	loc := *u.s.location
+	loc, began := *u.s.location, time.Now()
 	q := loc.Query()
 	q.Set("digest", u.desc.Digest.String())
 	loc.RawQuery = q.Encode()
 	u.w.At(u.s.offset)
-	u.s.top = u.desc.Size
+	u.s.top, u.size = u.desc.Size, n
 	h := http.Header{"Content-Type": {"application/octet-stream"}}
 	if n > 0 && u.s.offset > 0 {
 		h = contentRange(u.s.offset, n)
 	}
 	a, err := u.t.send(ctx, request{
 		op: "finish upload", method: http.MethodPut, url: &loc,
-		header: h, body: u.src, off: u.s.offset, size: n, w: u.w,
+		header: h, body: u.src, off: u.s.offset, size: n, w: &u.w, stored: u.desc.Size,
 		want: []int{200, 201, 204},
 	})
 	if err != nil {
 		return false, err
 	}
-	if err := u.t.verify("finish upload", a, u.desc.Digest); err != nil {
-		return false, err
+	u.timed(n, time.Since(began))
+	return u.accepted(ctx, a)
+}
+
+// accepted checks that the registry has what it said it took.
+func (u *upload) accepted(ctx context.Context, a *answer) (bool, error) {
+	if a.header.Get("Docker-Content-Digest") != "" {
+		err := u.t.verify("finish upload", a, u.desc.Digest)
+		return err == nil, err
 	}
-	return true, nil
+	u.s = nil // it has ended either way
+	u.entry.drop(ctx)
+	err := u.t.retry(ctx, &u.w, u.t.budget(), func() error {
+		found, err := u.t.Exists(ctx, u.desc, &u.w)
+		if err == nil && !found { // perhaps not yet
+			err = u.t.broken("finish upload", errors.New("registry took the blob but does not have it"))
+		}
+		return err
+	})
+	var e *Error
+	if errors.As(err, &e) {
+		e.permanent = true // it would not keep it the next time either
+	}
+	return err == nil, err
 }
 
 // ask learns from the registry how far the upload has come. Its word counts,
@@ -251,7 +246,10 @@ func (u *upload) ask(ctx context.Context) error {
 		return err
 	}
 	got, ok := confirmed(a.header)
-	if !ok || got <= 1 || u.whole || u.s.top > 0 && got > u.s.top {
+	if ok {
+		u.judge(got)
+	}
+	if !ok || got <= 1 || u.s.top > 0 && got > u.s.top {
 		// "0-0" stands for one byte and for none, and what was never sent
 		// cannot be there. Little is lost by a new start.
 		u.forget(ctx)
@@ -260,8 +258,32 @@ func (u *upload) ask(ctx context.Context) error {
 	u.follow(a)
 	u.s.unsure, u.s.patched = false, true
 	u.confirm(got)
+	u.note(ctx)
 	u.w.At(got)
 	return nil
+}
+
+// telling is from how many bytes on a request tells something: less may be in
+// buffers on the way.
+const telling = 1 << 20
+
+// timed learns the rate from a request that carried n bytes.
+func (u *upload) timed(n int64, took time.Duration) {
+	if n >= min(telling, u.t.opts.Chunk) {
+		u.t.opts.Hosts.timed(u.t.host(), n, took)
+	}
+}
+
+// judge learns whether the registry keeps what came of a request that broke.
+func (u *upload) judge(got int64) {
+	sent := u.w.n.Load()
+	switch kept := got - u.s.offset; {
+	case u.s.top == 0 || got > u.s.top || sent < telling:
+	case kept > sent/2 && kept < u.size:
+		u.t.opts.Hosts.learn(u.t.host(), func(f *hostFacts) { f.keeps = !f.loses })
+	case kept <= 1:
+		u.t.opts.Hosts.learn(u.t.host(), func(f *hostFacts) { f.keeps, f.loses = false, true })
+	}
 }
 
 // confirm sets the offset. Only bytes that were never confirmed before count
@@ -284,104 +306,7 @@ func (u *upload) follow(a *answer) {
 func (u *upload) advance(ctx context.Context, off int64) {
 	u.confirm(off)
 	u.lost = 0
-	if j := u.t.opts.Journal; j != nil && u.done {
-		j.Save(ctx, u.t.Name(), u.desc.Digest, Session{Location: u.s.location.String(), Offset: off, MinChunk: u.s.minChunk})
-	}
-}
-
-// recover decides how to go on after err, and waits. It reports true if the
-// blob turns out to be there.
-func (u *upload) recover(ctx context.Context, err error) (present bool, fatal error) {
-	var e *Error
-	if !errors.As(err, &e) {
-		return false, err
-	}
-	op := e.Op
-	chunk := op == "send chunk"
-	switch {
-	case e.Kind == ErrUnauthorized || e.Kind == ErrDenied || e.permanent && e.Status == 0:
-		return false, err
-	case e.Kind == ErrDigest:
-		if e.permanent || u.mismatch {
-			return false, err
-		}
-		// Bytes were damaged on the way, or a registry overlooks those that
-		// come with the last request: once more from the start.
-		u.mismatch, u.bareEnd = true, true
-		u.forget(ctx)
-	case chunk && refusesChunks(e), chunk && u.gone(e) && u.s.offset == 0 && u.lost > 0:
-		u.whole = true
-		u.forget(ctx)
-		return false, nil
-	case u.gone(e):
-		if chunk {
-			u.lost++
-		}
-		u.drop(ctx)
-		if u.done && op != "start upload" {
-			if present, err := u.t.Exists(ctx, u.desc, u.w); present || err != nil {
-				return present, err
-			}
-		}
-	case chunk && e.Status == http.StatusRequestEntityTooLarge && u.most > max(smallestChunk, u.s.minChunk):
-		u.most = max(smallestChunk, min(u.most, u.sent)/4)
-		u.s.unsure = u.s.offset > 0
-	case e.Status == http.StatusRequestedRangeNotSatisfiable && u.s != nil && !u.s.unsure:
-		u.s.unsure = true
-	case e.temporary():
-		if u.s != nil {
-			u.s.unsure = true
-		}
-	case op == "resume upload":
-		u.forget(ctx) // no way to ask: from the start
-	default:
-		return false, err
-	}
-	return false, u.budget.wait(ctx, u.w, err)
-}
-
-// gone reports whether the registry no longer knows the session.
-func (u *upload) gone(e *Error) bool {
-	if u.s == nil {
-		return false
-	}
-	return e.Status == http.StatusNotFound || e.Code == "BLOB_UPLOAD_UNKNOWN" || e.Code == "BLOB_UPLOAD_INVALID"
-}
-
-func refusesChunks(e *Error) bool {
-	return e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented || e.Code == "UNSUPPORTED"
-}
-
-// forget starts over with a new session.
-func (u *upload) forget(ctx context.Context) {
-	if u.s != nil {
-		u.t.cancel(ctx, *u.s)
-	}
-	u.drop(ctx)
-}
-
-func (u *upload) drop(ctx context.Context) {
-	u.s = nil
-	u.w.At(0)
-	if j := u.t.opts.Journal; j != nil && u.done {
-		j.Drop(ctx, u.t.Name(), u.desc.Digest)
-	}
-}
-
-// close leaves nothing behind that nobody can use.
-func (u *upload) close(ctx context.Context, err error) {
-	if u.scout != nil {
-		u.scout.close()
-	}
-	j := u.t.opts.Journal
-	switch {
-	case err == nil:
-		if j != nil {
-			j.Drop(context.WithoutCancel(ctx), u.t.Name(), u.desc.Digest)
-		}
-	case u.s != nil && (j == nil || !u.done) && !errors.Is(err, ErrUnavailable):
-		u.t.cancel(ctx, *u.s)
-	}
+	u.note(ctx)
 }
 
 // know waits for the descriptor.
@@ -402,87 +327,10 @@ func (u *upload) peek(ctx context.Context) error {
 	if u.done {
 		return nil
 	}
-	if u.scout == nil {
-		u.scout = newScout(ctx, u.src)
-	}
 	select {
 	case <-u.scout.complete:
 		return u.know(ctx)
 	default:
 		return nil
 	}
-}
-
-func contentRange(off, n int64) http.Header {
-	return http.Header{
-		"Content-Type":  {"application/octet-stream"},
-		"Content-Range": {fmt.Sprintf("%d-%d", off, off+n-1)},
-	}
-}
-
-// confirmed reads "0-N" of the Range header as N+1 bytes.
-func confirmed(h http.Header) (int64, bool) {
-	v := strings.TrimPrefix(h.Get("Range"), "bytes=")
-	first, last, ok := strings.Cut(v, "-")
-	n, err := strconv.ParseInt(last, 10, 64)
-	if !ok || first != "0" || err != nil || n < 0 || n == 1<<63-1 {
-		return 0, false
-	}
-	return n + 1, true
-}
-
-// A scout runs ahead of the upload of a growing blob and says how many bytes
-// can be sent without waiting for the source: a chunk's length stands before
-// its bytes, and a slow source must not look like a stalled registry.
-type scout struct {
-	complete chan struct{} // closed when the descriptor is known, or never will be
-	cancel   context.CancelFunc
-	r        io.ReadCloser
-	pos      int64
-	buf      []byte
-}
-
-func newScout(ctx context.Context, src Source) *scout {
-	ctx, cancel := context.WithCancel(ctx)
-	s := &scout{complete: make(chan struct{}), cancel: cancel}
-	go func() {
-		defer close(s.complete)
-		_, _ = src.Descriptor(ctx)
-	}()
-	return s
-}
-
-func (s *scout) close() {
-	s.cancel()
-	<-s.complete
-	if s.r != nil {
-		s.r.Close()
-	}
-}
-
-// available waits until n bytes can be sent, or the blob ends, and returns how
-// many there are.
-func (u *upload) available(ctx context.Context, n int64) (int64, error) {
-	s, off := u.scout, u.s.offset
-	if s.r == nil {
-		r, err := u.src.Open(ctx, off)
-		if err != nil {
-			return 0, &sourceError{err}
-		}
-		s.r, s.pos, s.buf = r, off, make([]byte, scoutBuffer)
-	}
-	for s.pos < off+n {
-		m, err := s.r.Read(s.buf[:min(int64(len(s.buf)), off+n-s.pos)])
-		s.pos += int64(m)
-		if err == io.EOF {
-			return s.pos - off, nil
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
-			return 0, &sourceError{err}
-		}
-	}
-	return n, nil
 }

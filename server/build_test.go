@@ -216,10 +216,70 @@ func TestCredentialsGoNowhere(t *testing.T) {
 	}
 }
 
+// Who asked may give up before the client has answered; the next one, or one
+// who waits already, asks again.
+func TestCredentialsAreAskedForAgain(t *testing.T) {
+	asked := make(chan struct{})
+	d := start(t, &script{plan: func(ctx context.Context, job *builder.Job) error {
+		cut, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		var others sync.WaitGroup
+		for range 2 {
+			others.Go(func() {
+				<-asked
+				cancel(errors.New("not needed"))
+				if cfg, err := job.Session.Credentials(ctx, "registry.example"); err != nil || cfg.Password != "right" {
+					t.Errorf("who waits gets %q, %v", cfg.Password, err)
+				}
+			})
+		}
+		defer others.Wait()
+		if _, err := job.Session.Credentials(cut, "registry.example"); err == nil {
+			t.Error("nobody answered, and there is an answer")
+		}
+		cfg, err := job.Session.Credentials(ctx, "registry.example")
+		if err == nil && cfg.Password != "right" {
+			err = fmt.Errorf("password %q", cfg.Password)
+		}
+		return err
+	}}, 1)
+	c := d.call("acme", shop())
+	check(t, c.recv(askMsg))
+	close(asked)
+	check(t, c.recv(askMsg))
+	check(t, c.stream.Send(answer(c.asks[0].Id, "late")))
+	check(t, c.stream.Send(answer(c.asks[1].Id, "right")))
+	if res := c.result(); res.Error != nil || len(c.asks) != 2 {
+		t.Errorf("asked %d times, result %v", len(c.asks), res.Error)
+	}
+}
+
 func answer(ask uint64, password string) *slipwayv1.BuildRequest {
 	return &slipwayv1.BuildRequest{Message: &slipwayv1.BuildRequest_Answer{Answer: &slipwayv1.Answer{
 		AskId: ask, Answer: &slipwayv1.Answer_Credentials{Credentials: &slipwayv1.Credentials{Username: "u", Password: password}},
 	}}}
+}
+
+// Each compressor has levels of its own.
+func TestCompressionLevels(t *testing.T) {
+	const none, gzip, zstd, auto = slipwayv1.CompressionType_COMPRESSION_TYPE_NONE, slipwayv1.CompressionType_COMPRESSION_TYPE_GZIP,
+		slipwayv1.CompressionType_COMPRESSION_TYPE_ZSTD, slipwayv1.CompressionType_COMPRESSION_TYPE_AUTO
+	d := start(t, &script{}, 1)
+	for _, tc := range []struct {
+		kind  slipwayv1.CompressionType
+		level int32
+		says  string // "" if there is such a level
+	}{
+		{gzip, 0, ""}, {gzip, 9, ""}, {zstd, 0, ""}, {zstd, 10, ""}, {zstd, 22, ""}, {none, 22, ""}, {auto, 0, ""},
+		{gzip, 10, "gzip has no compression level 10"}, {gzip, -1, "gzip has no compression level -1"},
+		{0, 10, "gzip has no compression level 10"}, {zstd, 23, "zstd has no compression level 23"}, {auto, 1, "compression auto chooses the level itself"},
+	} {
+		s := shop()
+		s.Compression = &slipwayv1.Compression{Type: tc.kind, Level: &tc.level}
+		if got := d.call("acme", s).result().Error.GetMessage(); got != tc.says {
+			t.Errorf("%v %d: %q, want %q", tc.kind, tc.level, got, tc.says)
+		}
+	}
 }
 
 func TestUnforeseenErrorsStayInside(t *testing.T) {
@@ -305,6 +365,11 @@ func TestStartsThatAreRefused(t *testing.T) {
 		}
 	}
 	c := d.open("acme")
+	c.start(&slipwayv1.Start{App: "shop", SecretIds: []string{"npm", "pip"}})
+	if _, err := c.stream.Recv(); status.Code(err) != codes.Unimplemented || !strings.Contains(status.Convert(err).Message(), "--build-secret npm, pip is not supported yet") {
+		t.Errorf("secrets that nothing reads: %v", err)
+	}
+	c = d.open("acme")
 	check(t, c.stream.CloseSend())
 	if _, err := c.stream.Recv(); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a call without a start: %v", err)
@@ -412,4 +477,53 @@ func TestContentsOfAFailedBuildStay(t *testing.T) {
 	// After a success nothing is held: a prune empties the cache.
 	_, err = d.cache.Prune(t.Context(), layercache.PruneOptions{Org: "acme", All: true})
 	check(t, err)
+}
+
+// A large context travels in several wants: what came with the first is there
+// while the others are on their way. A file that has changed ends it all, and
+// nothing more is asked for.
+func TestContentsComeInParts(t *testing.T) {
+	early := make(chan error, 1)
+	d := start(t, &script{build: func(ctx context.Context, job *builder.Job) (*builder.Image, error) {
+		m, err := job.Session.Manifest(ctx)
+		if err != nil {
+			return nil, err
+		}
+		go func() { early <- job.Session.Need(ctx, []int{0}) }()
+		err = job.Session.Need(ctx, all(m))
+		if err == nil {
+			return nil, errors.New("a context without its last file is complete")
+		}
+		if again := job.Session.Need(ctx, all(m)); again == nil || again.Error() != err.Error() {
+			return nil, fmt.Errorf("asked again: %v", again)
+		}
+		return nil, err
+	}}, 1)
+	files := map[string]string{}
+	for i := range 5 {
+		files[fmt.Sprint("f", i)] = strings.Repeat(string(rune('a'+i)), 20<<20)
+	}
+	src := scan(t, files)
+	c := d.call("acme", withContext(shop()))
+	c.manifest(src)
+	served := 0
+	check(t, c.recv(func(m *slipwayv1.BuildResponse) bool {
+		w := m.GetWant()
+		if w == nil {
+			return m.GetEvent().GetResult() != nil
+		}
+		if served++; served == 1 {
+			c.serveWant(src, w)
+			check(t, <-early) // while nothing else has come
+			return false
+		}
+		check(t, c.stream.Send(&slipwayv1.BuildRequest{Message: &slipwayv1.BuildRequest_Content{Content: &slipwayv1.ContentFrame{
+			WantId: w.Id, Error: &slipwayv1.ContentError{Entry: w.Entries[0], Message: "it has changed"},
+		}}}))
+		return false
+	}))
+	if served > 3 {
+		t.Errorf("%d wants, some after the fault", served)
+	}
+	wantCode(t, d.watch(c.id), failure.ContextChanged)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"regexp"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -126,8 +127,14 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 		return invalid("pass long values in files of the context", "build arguments, labels and Dockerfile have %d bytes, %d are allowed", proto.Size(s), fleet.MaxPayload)
 	case s.Environment != "":
 		return failure.At(failure.Userf(failure.NotSupported, "leave --env out", "this daemon has no environments yet"), failure.Preflight, 0)
+	case len(s.SecretIds) > 0:
+		return failure.At(failure.Userf(failure.NotSupported, "leave --build-secret out: no instruction can read secrets yet",
+			"--build-secret %s is not supported yet", strings.Join(s.SecretIds, ", ")), failure.Preflight, 0)
 	}
 	if err := allow(ctx, tokens.ScopeBuildWrite, s.App); err != nil {
+		return err
+	}
+	if err := f.mayRead(ctx, s.Image); err != nil {
 		return err
 	}
 	if f.draining.Load() {
@@ -205,6 +212,10 @@ func (f *Front) converse(ctx context.Context, stream grpc.BidiStreamingServer[sl
 
 // listen takes what the client says until it stops.
 func (f *Front) listen(ctx context.Context, stop context.CancelCauseFunc, stream grpc.BidiStreamingServer[slipwayv1.BuildRequest, slipwayv1.BuildResponse], s *session) {
+	defer f.caught(ctx, slipwayv1.BuildService_Build_FullMethodName, func(err error) {
+		s.leave(err)
+		s.cancel(err)
+	})
 	for {
 		m, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

@@ -271,6 +271,37 @@ func TestQueueClosesUnderABuild(t *testing.T) {
 	}
 }
 
+// again is an engine whose jobs were all given to a worker before.
+type again struct{ fleet.Engine }
+
+func (a again) Next(ctx context.Context) (*fleet.Task, error) {
+	task, err := a.Engine.Next(ctx)
+	if err == nil {
+		task.Attempt = 2
+	}
+	return task, err
+}
+
+// A build that a worker may have begun never runs twice, also where its client
+// is still there.
+func TestNeverRunTwice(t *testing.T) {
+	ran := make(chan struct{}, 1)
+	d := start(t, &script{build: func(ctx context.Context, job *builder.Job) (*builder.Image, error) {
+		ran <- struct{}{}
+		return image(ctx, job, "x")
+	}}, 1, func(o *server.Options, f *fleet.Options) { o.Engine = again{fleet.NewMemory(f)} })
+	c := d.call("acme", shop())
+	wantCode(t, c.result(), failure.DaemonStopped)
+	if len(ran) > 0 {
+		t.Error("it ran again")
+	}
+	b, err := d.records.Get(t.Context(), "acme", c.id)
+	check(t, err)
+	if b.Status != records.Failed {
+		t.Errorf("the record says %s", b.Status)
+	}
+}
+
 func result(status slipwayv1.ResultStatus, id string) *slipwayv1.Result {
 	return &slipwayv1.Result{Status: status, BuildId: id, App: "shop", Digest: "sha256:1"}
 }

@@ -64,6 +64,8 @@ type plan struct {
 
 func (*plan) Detail() string { return "a script" }
 
+func (*plan) Writes() int64 { return 0 }
+
 func (p *plan) Build(ctx context.Context) (*builder.Image, error) {
 	if p.build == nil {
 		return image(ctx, p.job, "hello")

@@ -46,11 +46,17 @@ type Options struct {
 	Cache    *layercache.Store
 	Builder  *builder.Builder
 	Registry string // host of the embedded registry, as image names use it
-	MaxSize  int64
-	Checks   Checks
-	Grace    time.Duration // how long a build goes on unwatched; 0 means a minute
-	Metrics  *Metrics
-	Log      *slog.Logger
+
+	// Repository returns the repository of the embedded registry that an
+	// image reference names, own if it names one at all; mirrored if the
+	// registry stands for the one that is named. Nil: none is.
+	Repository func(image string) (name string, own, mirrored bool)
+
+	MaxSize int64
+	Checks  Checks
+	Grace   time.Duration // how long a build goes on unwatched; 0 means a minute
+	Metrics *Metrics
+	Log     *slog.Logger
 }
 
 // A Server is a front and its workers in one process.
@@ -99,7 +105,7 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.InitialWindowSize(4 << 20),
 		grpc.InitialConnWindowSize(8 << 20),
-		grpc.ChainUnaryInterceptor(s.unary),
-		grpc.ChainStreamInterceptor(s.stream),
+		grpc.ChainUnaryInterceptor(s.recoverUnary, s.unary),
+		grpc.ChainStreamInterceptor(s.recoverStream, s.stream),
 	}
 }

@@ -44,6 +44,7 @@ type session struct {
 	known    map[string]*credentials     // by host
 	flights  map[[sha256.Size]byte]*want // by the content on its way
 	landed   uint64                      // wants that have ended
+	fault    error                       // of the context; no more is asked for
 	progress slipwayv1.ContextProgress
 	waiting  int           // Needs under way
 	since    time.Time     // when waiting became positive

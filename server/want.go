@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/slipwayhq/slipway/buildctx"
@@ -23,6 +24,14 @@ type want struct {
 	done     chan struct{} // closed when nobody takes frames any more
 }
 
+// wantBytes is about how much one want asks for. Contents are there when their
+// want is served, so that a build may begin with the first while the others
+// are on their way.
+const wantBytes = 32 << 20
+
+// wantsOpen is how many wants one Need has under way.
+const wantsOpen = 2
+
 // Need implements builder.Session. Needs at the same time ask the client for
 // each content once: a Need waits for what another one has asked for.
 func (s *session) Need(ctx context.Context, groups ...[]int) error {
@@ -32,33 +41,33 @@ func (s *session) Need(ctx context.Context, groups ...[]int) error {
 	}
 	s.enter()
 	defer s.exit()
-	store := &contents{Contents: s.cache.Contents().For(s.start.App)}
 	for _, entries := range groups {
 		if len(entries) == 0 {
 			continue // to buildctx, nil means all
 		}
-		if err := s.need(ctx, m, entries, store); err != nil {
+		if err := s.need(ctx, m, entries); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *session) need(ctx context.Context, m *buildctx.Manifest, entries []int, store *contents) error {
+func (s *session) need(ctx context.Context, m *buildctx.Manifest, entries []int) error {
 	for {
 		landed := s.landings()
-		missing, err := buildctx.Needs(ctx, m, entries, store)
+		missing, err := buildctx.Needs(ctx, m, entries, &contents{Contents: s.cache.Contents()})
 		if err != nil || len(missing) == 0 {
+			return err
+		}
+		if err := s.spoiled(); err != nil {
 			return err
 		}
 		mine, others, stale := s.claim(missing, landed)
 		if stale {
 			continue
 		}
-		if mine != nil {
-			if err := s.fetch(ctx, m, mine, store); err != nil {
-				return err
-			}
+		if err := s.fetchAll(ctx, m, mine); err != nil {
+			return s.spoil(err)
 		}
 		for _, w := range others {
 			if err := s.await(ctx, w.done); err != nil {
@@ -72,59 +81,106 @@ func (s *session) need(ctx context.Context, m *buildctx.Manifest, entries []int,
 	}
 }
 
+// spoil remembers that the context itself is at fault: whatever else is needed
+// of it, the build will fail, and need not ask for more.
+func (s *session) spoil(err error) error {
+	if f := failure.As(err); f.Code == failure.ContextChanged || f.Code == failure.ContextInvalid {
+		s.mu.Lock()
+		s.fault = err
+		s.mu.Unlock()
+	}
+	return err
+}
+
+func (s *session) spoiled() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fault
+}
+
 func (s *session) landings() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.landed
 }
 
-// claim makes a want, nil if there is none to make, of the entries that are
-// not on their way, and returns the wants that bring the others. It is stale
-// when a want has ended since entries were found to be missing.
-func (s *session) claim(entries []uint32, landed uint64) (mine *want, others []*want, stale bool) {
+// claim makes wants of the entries that are not on their way, and returns the
+// wants that bring the others. It is stale when a want has ended since entries
+// were found to be missing.
+func (s *session) claim(entries []uint32, landed uint64) (mine, others []*want, stale bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.landed != landed {
 		return nil, nil, true
 	}
 	seen := map[*want]bool{}
-	var left []uint32
+	var bytes int64
 	for _, i := range entries {
-		w := s.flights[s.m.Entries[i].Digest]
-		switch {
-		case w == nil:
-			left = append(left, i)
-		case !seen[w]:
-			seen[w] = true
-			others = append(others, w)
+		e := &s.m.Entries[i]
+		w := s.flights[e.Digest]
+		if w != nil {
+			if !seen[w] {
+				seen[w] = true
+				others = append(others, w)
+			}
+			continue
 		}
-	}
-	if len(left) == 0 {
-		return nil, others, false
-	}
-	s.lastID++
-	mine = &want{id: s.lastID, entries: left, frames: make(chan *slipwayv1.ContentFrame), done: make(chan struct{})}
-	for _, i := range left {
-		s.flights[s.m.Entries[i].Digest] = mine
+		if len(mine) == 0 || bytes >= wantBytes {
+			s.lastID++
+			mine = append(mine, &want{id: s.lastID, frames: make(chan *slipwayv1.ContentFrame), done: make(chan struct{})})
+			bytes = 0
+		}
+		w = mine[len(mine)-1]
+		w.entries = append(w.entries, i)
+		bytes += e.Size
+		seen[w] = true
+		s.flights[e.Digest] = w
 	}
 	return mine, others, false
 }
 
-// fetch has the client send what w wants and stores it.
-func (s *session) fetch(ctx context.Context, m *buildctx.Manifest, w *want, store *contents) error {
-	defer s.land(w)
+// fetchAll has the wants served in order, a few at a time.
+func (s *session) fetchAll(ctx context.Context, m *buildctx.Manifest, ws []*want) error {
+	g, ctx := errgroup.WithContext(ctx)
+	slots := make(chan struct{}, wantsOpen)
+	for _, w := range ws {
+		slots <- struct{}{}
+		store, err := s.openWant(ctx, m, w)
+		g.Go(func() error {
+			defer func() { <-slots }()
+			defer s.land(w)
+			if err != nil {
+				return err
+			}
+			return s.fetch(ctx, w, store)
+		})
+	}
+	return g.Wait()
+}
+
+// openWant asks the client for what w wants.
+func (s *session) openWant(ctx context.Context, m *buildctx.Manifest, w *want) (*contents, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	store := &contents{Contents: s.cache.Contents().For(s.start.App)}
 	ask := &slipwayv1.Want{Id: w.id, Entries: w.entries}
 	receiver, err := buildctx.NewReceiver(m, ask, store, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.open(m, w, receiver)
 	if err := s.send(&slipwayv1.BuildResponse{Message: &slipwayv1.BuildResponse_Want{Want: ask}}); err != nil {
-		return errClientLost
+		return nil, errClientLost
 	}
 	store.writer = store.Writer(ctx)
+	return store, nil
+}
+
+// fetch stores what comes for w.
+func (s *session) fetch(ctx context.Context, w *want, store *contents) error {
 	stop := s.report()
-	err = receiver.Receive(ctx, func(ctx context.Context) (*slipwayv1.ContentFrame, error) {
+	err := w.receiver.Receive(ctx, func(ctx context.Context) (*slipwayv1.ContentFrame, error) {
 		select {
 		case f := <-w.frames:
 			return f, nil

@@ -119,6 +119,9 @@ type Image struct {
 	Digest     digest.Digest // of the platform's manifest
 	Manifest   ocispec.Manifest
 	Config     dockerspec.DockerOCIImage
+	MediaType  string // of the manifest
+	Raw        []byte // the manifest, byte for byte
+	RawConfig  []byte // the config, byte for byte
 	source     source
 }
 
@@ -148,32 +151,7 @@ func Parse(ref string) (name.Reference, error) {
 // mirrors of the reference's registry first. auth is called only when a
 // registry wants credentials.
 func (r *Resolver) Resolve(ctx context.Context, ref string, platform ocispec.Platform, auth Auth) (*Image, error) {
-	parsed, err := Parse(ref)
-	if err != nil {
-		return nil, err
-	}
-	sources, err := r.sources(parsed, auth)
-	if err != nil {
-		return nil, err
-	}
-	var errs []error
-	for _, s := range sources {
-		img, err := resolve(ctx, s, parsed, platform)
-		if err == nil {
-			img.Ref = ref
-			return img, nil
-		}
-		var wrong *PlatformError
-		if errors.As(err, &wrong) {
-			wrong.Ref = ref
-			return nil, err
-		}
-		if cause := context.Cause(ctx); cause != nil {
-			return nil, cause
-		}
-		errs = append(errs, fmt.Errorf("%s: %w", s, err))
-	}
-	return nil, pick(errs)
+	return r.ResolveKnown(ctx, ref, platform, auth, func(context.Context, digest.Digest) (raw, config []byte) { return nil, nil })
 }
 
 // pick returns what the sources' errors come to. The registry that was named,
@@ -207,7 +185,7 @@ func (r *Resolver) sources(ref name.Reference, auth Auth) ([]source, error) {
 
 func (r *Resolver) source(host, repo string, plain bool, auth Auth) (source, error) {
 	if r.opts.IsLocal(host) {
-		return &local{host: host, repo: r.opts.Local(repo), missing: r.opts.Denied}, nil
+		return &local{host: host, name: repo, repo: r.opts.Local(repo), missing: r.opts.Denied}, nil
 	}
 	tr := r.opts.Client
 	if slices.Contains(r.opts.Insecure, host) {
@@ -218,7 +196,7 @@ func (r *Resolver) source(host, repo string, plain bool, auth Auth) (source, err
 		remote.WithTransport(listener{tr, &challenged}), remote.WithUserAgent("slipway"), remote.WithAuth(asked{auth, host, &challenged}),
 		remote.WithRetryBackoff(remote.Backoff{Duration: r.opts.Pause, Factor: 3, Jitter: 0.1, Steps: 3}),
 	)
-	return &remoteSource{host: host, repo: repo, plain: plain, puller: puller}, err
+	return &remoteSource{host: host, repo: repo, plain: plain, puller: puller, dialer: dialer{tr: listener{tr, &challenged}, auth: asked{auth, host, &challenged}}}, err
 }
 
 // Default returns the platform of the daemon, or the one that s spells.

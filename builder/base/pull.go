@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -28,6 +29,9 @@ type PullOptions struct {
 	Line     int      // of the Dockerfile, that names the image
 	Origin   string   // its text
 	Progress Progress // may be nil
+	// Unpack is for images that a step will surely run on: the lowest layer
+	// becomes a snapshot from the same pass over its bytes.
+	Unpack bool
 }
 
 // pullStreams is how many layers arrive at once.
@@ -113,8 +117,16 @@ func (r *Resolver) fetch(ctx context.Context, c *layercache.Cache, img *Image, d
 	if err != nil {
 		return nil, err
 	}
+	var to *layer.Unpacking
+	if o.Unpack && diffID == img.Config.RootFS.DiffIDs[0] {
+		if to, err = layer.NewUnpacking(ctx, c, diffID); err != nil {
+			blob.Abort(err)
+			return nil, err
+		}
+		defer to.Close(ctx)
+	}
 	a := &arrival{ctx: reading, r: src, spool: blob, desc: desc, tell: o.Progress, alive: func() { silence.Reset(r.opts.Stall) }}
-	l, err := receive(ctx, c, a, blob, diffID, o.Max)
+	l, err := receive(ctx, c, a, blob, diffID, o.Max, to)
 	if err != nil {
 		blob.Abort(err)
 		return nil, err
@@ -122,8 +134,8 @@ func (r *Resolver) fetch(ctx context.Context, c *layercache.Cache, img *Image, d
 	return l, nil
 }
 
-func receive(ctx context.Context, c *layercache.Cache, src *arrival, blob *layercache.BlobWriter, diffID digest.Digest, most int64) (*layer.Layer, error) {
-	size, sum, delta, err := unpack(src, most)
+func receive(ctx context.Context, c *layercache.Cache, src *arrival, blob *layercache.BlobWriter, diffID digest.Digest, most int64, to *layer.Unpacking) (*layer.Layer, error) {
+	size, sum, delta, err := unpack(ctx, src, most, to)
 	if err != nil {
 		return nil, src.blame(err)
 	}
@@ -141,12 +153,16 @@ func receive(ctx context.Context, c *layercache.Cache, src *arrival, blob *layer
 	if err != nil {
 		return nil, err
 	}
+	if err := to.Commit(ctx); err != nil {
+		return nil, err
+	}
 	src.end()
 	return &layer.Layer{DiffID: diffID, Descriptor: src.desc, Uncompressed: size, Ledger: ledger}, nil
 }
 
-// unpack reads src to its end and charges the tar in it.
-func unpack(src *arrival, most int64) (size int64, sum digest.Digest, delta limits.Delta, err error) {
+// unpack reads src to its end and charges the tar in it; to, if not nil, takes
+// its files.
+func unpack(ctx context.Context, src *arrival, most int64, to *layer.Unpacking) (size int64, sum digest.Digest, delta limits.Delta, err error) {
 	plain, err := layer.Decompress(src)
 	if err != nil {
 		return 0, "", nil, err
@@ -154,7 +170,12 @@ func unpack(src *arrival, most int64) (size int64, sum digest.Digest, delta limi
 	defer plain.Close()
 	hash := digest.SHA256.Digester()
 	charge := limits.NewLedger(most).Begin(limits.Source{})
-	size, err = io.Copy(hash.Hash(), &bounded{r: charge.Reader(plain), src: src, most: cmp.Or(most, limits.DefaultMax)})
+	all := &bounded{r: charge.Reader(plain), src: src, most: cmp.Or(most, limits.DefaultMax)}
+	err = to.Fill(ctx, io.TeeReader(all, hash.Hash()))
+	if err == nil {
+		_, err = io.Copy(hash.Hash(), all)
+	}
+	size = all.n
 	delta, closeErr := charge.Close()
 	if err == nil {
 		err = closeErr
@@ -250,6 +271,8 @@ func (a *arrival) blame(err error) error {
 		return fmt.Errorf("%w: %v", ErrInvalid, a.read)
 	case a.read != nil, a.n < a.desc.Size && errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%w: %v", ErrUnavailable, withoutQuery(cmp.Or(a.read, err)))
+	case errors.As(err, new(syscall.Errno)):
+		return err // the disk that it is unpacked to
 	}
 	return fmt.Errorf("%w: %v", ErrInvalid, err)
 }

@@ -1,6 +1,7 @@
 package base
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -18,7 +19,24 @@ import (
 const maxJSON = 8 << 20
 
 func resolve(ctx context.Context, s source, ref name.Reference, want ocispec.Platform) (*Image, error) {
-	desc, raw, err := fetchManifest(ctx, s, ref.Identifier())
+	img, err := resolveAt(ctx, s, ref.Identifier(), want)
+	if err == nil {
+		img.named(ref)
+	}
+	return img, err
+}
+
+// named notes where the reference said the image is.
+func (i *Image) named(ref name.Reference) {
+	i.Host, i.Repository = ref.Context().RegistryStr(), ref.Context().RepositoryStr()
+	if i.Host == "index.docker.io" {
+		i.Host = "docker.io"
+	}
+}
+
+// resolveAt resolves a tag or a digest within a repository.
+func resolveAt(ctx context.Context, s source, at string, want ocispec.Platform) (*Image, error) {
+	desc, raw, err := fetchManifest(ctx, s, at)
 	if err != nil {
 		return nil, err
 	}
@@ -31,18 +49,8 @@ func resolve(ctx context.Context, s source, ref name.Reference, want ocispec.Pla
 			return nil, err
 		}
 	}
-	img := &Image{Digest: desc.Digest, source: s}
-	img.Host, img.Repository = ref.Context().RegistryStr(), ref.Context().RepositoryStr()
-	if img.Host == "index.docker.io" {
-		img.Host = "docker.io"
-	}
-	if err := decode(raw, &img.Manifest); err != nil {
-		return nil, err
-	}
-	if err := img.check(); err != nil {
-		return nil, err
-	}
-	if err := img.config(ctx); err != nil {
+	img, err := read(ctx, s, desc, raw)
+	if err != nil {
 		return nil, err
 	}
 	have := ocispec.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
@@ -50,6 +58,19 @@ func resolve(ctx context.Context, s source, ref name.Reference, want ocispec.Pla
 		return nil, &PlatformError{Want: platforms.Format(want), Have: []string{platforms.Format(have)}}
 	}
 	return img, nil
+}
+
+// read makes an image of its manifest.
+func read(ctx context.Context, s source, desc ocispec.Descriptor, raw []byte) (*Image, error) {
+	img := &Image{Digest: desc.Digest, Raw: raw, source: s}
+	if err := decode(raw, &img.Manifest); err != nil {
+		return nil, err
+	}
+	img.MediaType = cmp.Or(desc.MediaType, ocispec.MediaTypeImageManifest)
+	if err := img.check(); err != nil {
+		return nil, err
+	}
+	return img, img.config(ctx)
 }
 
 // maxNesting is how many indexes may stand above a manifest.
@@ -64,6 +85,10 @@ func fetchManifest(ctx context.Context, s source, ref string) (ocispec.Descripto
 	}
 	if len(raw) > maxJSON {
 		return desc, nil, fmt.Errorf("%w: manifest of %d bytes", ErrInvalid, len(raw))
+	}
+	if types.MediaType(desc.MediaType).IsSchema1() {
+		// Its digest is one of a part of it.
+		return desc, nil, fmt.Errorf("%w: manifest %s is of version 1 of Docker's format, which is not supported", ErrInvalid, desc.Digest)
 	}
 	if got := digest.FromBytes(raw); got != desc.Digest {
 		return desc, nil, fmt.Errorf("%w: manifest %s has other content", ErrInvalid, desc.Digest)
@@ -166,6 +191,7 @@ func (i *Image) config(ctx context.Context) error {
 	if digest.FromBytes(raw) != d.Digest {
 		return fmt.Errorf("%w: config %s has other content", ErrInvalid, d.Digest)
 	}
+	i.RawConfig = raw
 	if err := decode(raw, &i.Config); err != nil {
 		return err
 	}

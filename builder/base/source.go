@@ -23,12 +23,16 @@ import (
 type source interface {
 	manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error)
 	blob(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
+	blobAt(ctx context.Context, d ocispec.Descriptor, off int64) (io.ReadCloser, error)
+	file(ctx context.Context, d ocispec.Descriptor) (path string, ok bool)
+	path() string // of the repository
 	String() string
 }
 
 // local reads the daemon's own registry in this process.
 type local struct {
 	host    string
+	name    string // of the repository
 	repo    Repository
 	missing func(error) bool
 }
@@ -64,6 +68,7 @@ type remoteSource struct {
 	host, repo string
 	plain      bool
 	puller     *remote.Puller
+	dialer     dialer // for parts of blobs
 }
 
 func (r *remoteSource) String() string { return r.host }
@@ -132,11 +137,22 @@ type listener struct {
 }
 
 func (l listener) RoundTrip(r *http.Request) (*http.Response, error) {
+	if redirects(r) > maxRedirects {
+		return nil, errors.New("too many redirects")
+	}
 	resp, err := l.RoundTripper.RoundTrip(r)
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
 		l.challenged.Store(true)
 	}
 	return resp, err
+}
+
+// redirects counts the answers that led to r. The puller follows any number.
+func redirects(r *http.Request) (n int) {
+	for r != nil && r.Response != nil {
+		r, n = r.Response.Request, n+1
+	}
+	return n
 }
 
 var (

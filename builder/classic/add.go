@@ -2,6 +2,8 @@ package classic
 
 import (
 	"context"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -12,6 +14,26 @@ import (
 
 func isURL(s string) bool {
 	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
+}
+
+// scpLike is how Git writes an SSH address without a scheme, such as
+// git@github.com:org/repo.
+var scpLike = regexp.MustCompile(`^[\w.-]+@[\w.-]+:`)
+
+// isGit reports whether s is the address of a Git repository, as builders that
+// can clone read it. What they do not know of a URL is in its fragment: a branch
+// or tag to check out. A fragment with an equals sign is not one but a checksum,
+// as lists of Python packages have them.
+func isGit(s string) bool {
+	if strings.HasPrefix(s, "git://") || strings.HasPrefix(s, "ssh://") || scpLike.MatchString(s) {
+		return true
+	}
+	if !isURL(s) {
+		return false
+	}
+	address, ref, _ := strings.Cut(s, "#")
+	address, _, _ = strings.Cut(address, "?")
+	return strings.HasSuffix(strings.TrimSuffix(address, "/"), ".git") || ref != "" && !strings.Contains(ref, "=")
 }
 
 // add carries out ADD: COPY, and URLs, and archives of the context unpacked.
@@ -40,6 +62,10 @@ func (s *stage) add(ctx, steps context.Context, st *step, cmd *instructions.AddC
 // chooseAdded finds what ADD names: files of the context, and what URLs lead
 // to.
 func (s *stage) chooseAdded(ctx context.Context, st *step, t *transfer, paths []string, checksum string) error {
+	if slices.ContainsFunc(paths, isGit) {
+		return failure.Userf(failure.NotSupported, "clone the repository in a RUN step, or ADD the URL of an archive; the URL of a file needs no # part",
+			"ADD of a Git repository is not supported yet")
+	}
 	if checksum != "" && (len(paths) != 1 || !isURL(paths[0])) {
 		return failure.Userf(failure.DockerfileInvalid, "use an ADD of its own for the URL", "ADD --checksum needs one URL as its only source")
 	}

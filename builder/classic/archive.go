@@ -48,7 +48,11 @@ func (s *stage) archives(ctx context.Context, t *transfer, unpack *bool) (map[*f
 // need not travel to be recognised.
 func (s *stage) isArchive(ctx context.Context, t *transfer, f *file) (bool, error) {
 	cache := s.build.job.Cache
-	key := layercache.NewKey(layercache.Part{Name: "archive/v2", Value: f.sha256})
+	content, err := t.from.hash(ctx, f)
+	if err != nil {
+		return false, err
+	}
+	key := layercache.NewKey(layercache.Part{Name: "archive/v2", Value: content})
 	rec, err := cache.Step(ctx, key)
 	if err == nil {
 		return string(rec.Extra) == "true", nil

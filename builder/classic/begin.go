@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 
@@ -28,6 +29,7 @@ func (s *stage) begin(ctx, steps context.Context, st *step, done *slipwayv1.Step
 		s.node, err = s.fromImage(steps, st, done)
 	default:
 		s.node = s.fromScratch(st)
+		done.Cached = true
 	}
 	if err != nil {
 		return err
@@ -93,6 +95,13 @@ func (s *stage) fromImage(ctx context.Context, st *step, done *slipwayv1.StepDon
 	if err != nil {
 		return nil, err
 	}
+	if s.build.job.GetCompression().GetForce() && s.final {
+		for i, l := range layers {
+			if layers[i], err = s.build.job.Maker.Recompress(ctx, l); err != nil {
+				return nil, err
+			}
+		}
+	}
 	n := &node{stage: s, step: st, made: make(chan struct{}), base: layers, history: s.base.Config.History, cached: true}
 	n.image = baseConfig(s.base.Config)
 	if n.rootfs, err = s.build.sizeOf(ctx, s.base, layers); err != nil {
@@ -132,7 +141,7 @@ func (s *stage) offerAll(ctx context.Context, layers []*layer.Layer) error {
 func (b *build) pull(ctx context.Context, img *base.Image, st *step) ([]*layer.Layer, error) {
 	var mu sync.Mutex
 	layers, err := b.opts.Bases.Pull(ctx, b.job.Cache, img, base.PullOptions{
-		App: b.job.App, Max: b.job.MaxSize, Origin: st.source, Line: st.line,
+		App: b.job.App, Max: b.job.MaxSize, Origin: st.source, Line: st.line, Unpack: b.runsOn(img),
 		Progress: func(d digest.Digest, n, total int64, done bool) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -142,6 +151,25 @@ func (b *build) pull(ctx context.Context, img *base.Image, st *step) ([]*layer.L
 		},
 	})
 	return layers, baseFailure(img.Ref, err)
+}
+
+// runsOn reports whether a RUN step stands on the image.
+func (b *build) runsOn(img *base.Image) bool {
+	for _, s := range b.stages {
+		root := s
+		for root.from != nil {
+			root = root.from
+		}
+		if !s.needed || root.base != img {
+			continue
+		}
+		for _, st := range s.steps {
+			if _, ok := st.cmd.(*instructions.RunCommand); ok {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // sizeOf returns what a base image takes unpacked. It is remembered, so that

@@ -68,7 +68,7 @@ func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *sli
 			s.node = n
 			return s.offer(ctx, n)
 		}
-		s.bust(ctx, st)
+		s.bust(steps, st)
 	}
 	if c.fill != nil {
 		n.fill = func(ctx context.Context, snap *layercache.Snapshot) error { return c.fill(ctx, n, snap) }
@@ -159,6 +159,11 @@ func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool
 			return false, err
 		}
 		l.Origin, l.CreatedBy = limits.Source{Line: n.step.line, Text: n.step.source}, x.CreatedBy
+		if s.build.job.GetCompression().GetForce() && s.final {
+			if l, err = s.build.job.Maker.Recompress(ctx, l); err != nil {
+				return false, err
+			}
+		}
 		n.layer = l
 	}
 	n.setSnapshot(rec.Snapshot)

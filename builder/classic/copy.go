@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"io"
 	"io/fs"
 	"maps"
 	"path"
@@ -89,11 +88,11 @@ func (t *transfer) chooseOne(pattern string) error {
 	if strings.ContainsAny(glob, `[\\`) {
 		deepest = maxDepth // a class may match a slash
 	}
-	return t.walk("/", deepest, func(p string) error {
-		if ok, err := filepath.Match(glob, p[1:]); err != nil || !ok {
+	return t.walk("/", deepest, func(f *file) error {
+		if ok, err := filepath.Match(glob, f.path[1:]); err != nil || !ok {
 			return err
 		}
-		return t.take(p[1:], p)
+		return t.take(f.path[1:], f.path)
 	})
 }
 
@@ -145,27 +144,19 @@ func (t *transfer) missing(written string) error {
 	return t.failf(failure.FileNotFound, "check what the stage or image has at that path", "stat %s: file does not exist", name)
 }
 
-// walk visits every path below dir in order, links not followed, down to
-// depth levels below the first.
-func (t *transfer) walk(dir string, depth int, visit func(p string) error) error {
-	names, err := t.from.children(dir)
+// walk visits everything below dir in order, links not followed, down to depth
+// levels below the first.
+func (t *transfer) walk(dir string, depth int, visit func(f *file) error) error {
+	list, err := t.from.list(dir)
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		p := path.Join(dir, name)
-		if err := visit(p); err != nil {
+	for _, f := range list {
+		if err := visit(f); err != nil {
 			return err
 		}
-		if depth == 0 {
-			continue
-		}
-		f, err := t.from.lstat(p)
-		if err != nil {
-			return err
-		}
-		if f.isDir() {
-			if err := t.walk(p, depth-1, visit); err != nil {
+		if depth > 0 && f.isDir() {
+			if err := t.walk(f.path, depth-1, visit); err != nil {
 				return err
 			}
 		}
@@ -184,16 +175,15 @@ func (t *transfer) each(visit func(src copySource, rel string, f *file) error) e
 			continue
 		}
 		base := strings.TrimSuffix(src.file.path, "/")
-		err := t.walk(src.file.path, maxDepth, func(p string) error {
-			rel := strings.TrimPrefix(p, base+"/")
+		err := t.walk(src.file.path, maxDepth, func(f *file) error {
+			rel := strings.TrimPrefix(f.path, base+"/")
 			if t.exclude != nil {
 				if out, err := t.exclude.MatchesOrParentMatches(rel); err != nil || out {
 					return err
 				}
 			}
-			f, err := t.from.lstat(p)
-			if err != nil || f.typ == 0 {
-				return err
+			if f.typ == 0 {
+				return nil
 			}
 			return visit(src, rel, f)
 		})
@@ -377,9 +367,7 @@ func (p *putter) inlined(in inlineFile, dest string, isDir bool) error {
 	if p.chmod != nil {
 		f.mode = *p.chmod
 	}
-	p.draft.put(&entry{file: f, open: func(context.Context) (io.ReadCloser, error) {
-		return io.NopCloser(strings.NewReader(in.content)), nil
-	}})
+	p.draft.put(&entry{file: f, text: in.content})
 	return nil
 }
 
@@ -401,7 +389,7 @@ func (p *putter) put(src copySource, f *file, at string) (*entry, error) {
 	e.path = at
 	p.own(&e.file)
 	if f.typ == tar.TypeReg {
-		e.open = func(ctx context.Context) (io.ReadCloser, error) { return src.from.open(ctx, f) }
+		e.from, e.source = src.from, f.path
 	}
 	e.inode = ""
 	if f.inode != "" && src.file.isDir() {

@@ -160,11 +160,7 @@ func destOf(st *step) string {
 func (s *stage) drafted(t *transfer) *change {
 	return drafted(func(ctx context.Context, d *draft) error {
 		if t.context {
-			need, err := t.entries()
-			if err != nil {
-				return err
-			}
-			if err := s.build.job.Session.Need(ctx, need); err != nil {
+			if err := s.summon(ctx, t, d); err != nil {
 				return err
 			}
 		}
@@ -174,6 +170,22 @@ func (s *stage) drafted(t *transfer) *change {
 		}
 		return t.plan(d, uid, gid)
 	})
+}
+
+// summon has the contents of a transfer sent, in the background: the layer is
+// made of them as they arrive.
+func (s *stage) summon(ctx context.Context, t *transfer, d *draft) error {
+	need, err := t.entries()
+	if err != nil {
+		return err
+	}
+	ctx, d.abandon = context.WithCancel(ctx)
+	s.build.passes.Go(func() {
+		defer d.abandon()
+		// What fails to come fails again where it is read.
+		_ = s.build.job.Session.Need(ctx, need)
+	})
+	return nil
 }
 
 // drafted returns a change whose layer plan drafts. The draft is made once,
@@ -200,7 +212,11 @@ func drafted(plan func(ctx context.Context, d *draft) error) *change {
 			if err != nil {
 				return err
 			}
-			return d.write(ctx, w.Entry)
+			err = d.write(ctx, w.Entry)
+			if err != nil && d.abandon != nil {
+				d.abandon() // the rest need not travel
+			}
+			return err
 		},
 		fill: func(ctx context.Context, n *node, snap *layercache.Snapshot) error {
 			d, err := get(ctx, n, layersTree(snap.Lowers()))

@@ -29,8 +29,8 @@ type download struct {
 }
 
 func (d *download) lstat(string) (*file, error)                 { return &d.file, nil }
-func (d *download) children(string) ([]string, error)           { return nil, nil }
-func (d *download) hash(context.Context, *file) (string, error) { return d.sha256, nil }
+func (d *download) list(string) ([]*file, error)                { return nil, nil }
+func (d *download) hash(context.Context, *file) (string, error) { return d.content.Encoded(), nil }
 
 func (d *download) open(ctx context.Context, _ *file) (io.ReadCloser, error) {
 	b, err := d.cache.Blob(ctx, d.content)
@@ -107,7 +107,7 @@ func (s *stage) keep(ctx context.Context, resp *http.Response, u *url.URL) (*dow
 		return nil, err
 	}
 	d.content = desc.Digest
-	d.file = file{path: "/" + d.name, typ: tar.TypeReg, mode: 0o600, size: n, sha256: desc.Digest.Encoded(), mtime: time.Unix(0, 0)}
+	d.file = file{path: "/" + d.name, typ: tar.TypeReg, mode: 0o600, size: n, mtime: time.Unix(0, 0)}
 	if at, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
 		d.mtime = at
 	}

@@ -25,14 +25,33 @@ type draft struct {
 	node    *node // that the layer is for
 	now     time.Time
 	entries map[string]*entry // by path
+	abandon func()            // stops the contents that are on their way; may be nil
 }
 
 // An entry is one path of a draft.
 type entry struct {
 	file
-	opaque bool // hides what the tree below has under it
-	open   func(ctx context.Context) (io.ReadCloser, error)
+	opaque bool      // hides what the tree below has under it
 	copied time.Time // of a copied directory, its time there
+
+	// Where a regular file's content is: at source of a tree, or here.
+	from   sourceFS
+	source string
+	text   string
+}
+
+// open returns a regular file's content.
+func (e *entry) open(ctx context.Context) (io.ReadCloser, error) {
+	if e.from == nil {
+		return io.NopCloser(strings.NewReader(e.text)), nil
+	}
+	f := e.file
+	f.path = e.source
+	r, err := e.from.open(ctx, &f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", e.path, err)
+	}
+	return r, nil
 }
 
 func newDraft(n *node, below tree) *draft {
@@ -133,9 +152,27 @@ func (d *draft) remove(dir string) {
 // write puts the entries out, parents first, siblings by name.
 // Of files with one inode, the first has the content.
 func (d *draft) write(ctx context.Context, put func(*tar.Header, io.Reader) error) error {
+	return d.each(ctx, func(h *tar.Header, e *entry) error {
+		if h.Typeflag != tar.TypeReg || h.Size == 0 {
+			return put(h, nil)
+		}
+		r, err := e.open(ctx)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		return put(h, r)
+	})
+}
+
+// each visits the headers that make the layer, with the entry that each is of.
+func (d *draft) each(ctx context.Context, visit func(*tar.Header, *entry) error) error {
 	order := slices.SortedFunc(maps.Keys(d.entries), comparePaths)
 	first := map[string]string{}
 	for _, p := range order {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
 		e := d.entries[p]
 		h := e.header()
 		if at, ok := first[e.inode]; ok && e.inode != "" {
@@ -143,7 +180,13 @@ func (d *draft) write(ctx context.Context, put func(*tar.Header, io.Reader) erro
 		} else if e.inode != "" {
 			first[e.inode] = p
 		}
-		if err := e.write(ctx, h, put); err != nil {
+		if err := visit(h, e); err != nil {
+			return err
+		}
+		if !e.opaque {
+			continue
+		}
+		if err := visit(e.opaqueMarker(), e); err != nil {
 			return err
 		}
 	}
@@ -172,8 +215,13 @@ func (d *draft) create(ctx context.Context, upper string) error {
 	if err != nil {
 		return err
 	}
-	err = d.write(ctx, u.Entry)
-	return errors.Join(err, u.Close())
+	err = d.each(ctx, func(h *tar.Header, e *entry) error {
+		if h.Typeflag != tar.TypeReg || h.Size == 0 {
+			return u.Entry(h, nil)
+		}
+		return u.File(h, func() (io.ReadCloser, error) { return e.open(ctx) })
+	})
+	return cmp.Or(err, u.Close())
 }
 
 // unpack writes the draft into an overlay's upper directory, which may have
@@ -195,32 +243,12 @@ func (d *draft) unpack(ctx context.Context, dirs rootfs.Dirs) error {
 	}, func(r io.Reader) error { return rootfs.Apply(ctx, r, dirs) })
 }
 
-func (e *entry) write(ctx context.Context, h *tar.Header, put func(*tar.Header, io.Reader) error) error {
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	if h.Typeflag != tar.TypeReg || h.Size == 0 {
-		if err := put(h, nil); err != nil {
-			return err
-		}
-		return e.writeOpaque(put)
-	}
-	r, err := e.open(ctx)
-	if err != nil {
-		return fmt.Errorf("%s: %w", e.path, err)
-	}
-	defer r.Close()
-	return put(h, r)
-}
-
-func (e *entry) writeOpaque(put func(*tar.Header, io.Reader) error) error {
-	if !e.opaque {
-		return nil
-	}
-	return put(&tar.Header{
+// opaqueMarker is the header that hides what is below the directory.
+func (e *entry) opaqueMarker() *tar.Header {
+	return &tar.Header{
 		Typeflag: tar.TypeReg, Name: strings.TrimPrefix(e.path, "/") + "/.wh..wh..opq", Mode: 0o755,
 		ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
-	}, nil)
+	}
 }
 
 func (e *entry) header() *tar.Header {

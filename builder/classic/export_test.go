@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -99,7 +100,7 @@ func (m MemoryTree) lstat(p string) (*file, error) {
 	if !ok {
 		return nil, fs.ErrNotExist
 	}
-	f := &file{path: p, typ: tar.TypeReg, mode: 0o644, size: int64(len(what)), mtime: time.Unix(1, 0), sha256: sum(what)}
+	f := &file{path: p, typ: tar.TypeReg, mode: 0o644, size: int64(len(what)), mtime: time.Unix(1, 0)}
 	if link, ok := strings.CutPrefix(what, "->"); ok {
 		f.typ, f.link, f.mode, f.size = tar.TypeSymlink, link, 0o777, 0
 	}
@@ -112,22 +113,26 @@ func (m MemoryTree) lstat(p string) (*file, error) {
 	return f, nil
 }
 
-func (m MemoryTree) children(dir string) ([]string, error) {
-	var names []string
-	for p := range m {
-		if p != "/" && path.Dir(p) == dir {
-			names = append(names, path.Base(p))
+func (m MemoryTree) list(dir string) ([]*file, error) {
+	var out []*file
+	for _, p := range slices.Sorted(maps.Keys(m)) {
+		if p == "/" || path.Dir(p) != dir {
+			continue
 		}
+		f, err := m.lstat(p)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, f)
 	}
-	slices.Sort(names)
-	return names, nil
+	return out, nil
 }
 
 func (m MemoryTree) open(_ context.Context, f *file) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader(m[f.path])), nil
 }
 
-func (m MemoryTree) hash(_ context.Context, f *file) (string, error) { return f.sha256, nil }
+func (m MemoryTree) hash(_ context.Context, f *file) (string, error) { return sum(m[f.path]), nil }
 
 // Follow resolves links in p, scoped to the tree.
 func (m MemoryTree) Follow(p string, last bool) (string, error) { return follow(m, p, last) }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,8 +25,8 @@ import (
 // A sourceFS is a tree that files are copied from.
 type sourceFS interface {
 	tree
-	// children names what a directory holds, sorted.
-	children(path string) ([]string, error)
+	// list returns what a directory holds, by name.
+	list(path string) ([]*file, error)
 	// open returns a regular file's content.
 	open(ctx context.Context, f *file) (io.ReadCloser, error)
 	// hash returns the hex SHA-256 of a regular file's content.
@@ -35,10 +34,11 @@ type sourceFS interface {
 }
 
 // manifestFS is the build context, of which the manifest is enough to plan.
+// Its files are made as they are asked for: a context may have very many.
 type manifestFS struct {
+	*buildctx.Manifest
 	job   *builder.Job
-	files map[string]*file
-	names map[string][]string // by directory
+	first map[int]bool // entries that have further names
 }
 
 var entryTypes = map[buildctx.Type]byte{
@@ -47,20 +47,29 @@ var entryTypes = map[buildctx.Type]byte{
 }
 
 func newManifestFS(m *buildctx.Manifest, job *builder.Job) *manifestFS {
-	out := &manifestFS{job: job, files: map[string]*file{"/": &root}, names: map[string][]string{}}
+	out := &manifestFS{Manifest: m, job: job, first: map[int]bool{}}
 	for i := range m.Entries {
-		out.add(i, &m.Entries[i])
-	}
-	for _, names := range out.names {
-		slices.Sort(names)
+		if e := &m.Entries[i]; e.Type == buildctx.TypeHardlink {
+			at, _ := m.Find(e.Link) // the manifest was checked
+			out.first[at] = true
+		}
 	}
 	return out
 }
 
-func (m *manifestFS) add(i int, e *buildctx.Entry) {
+// file describes an entry. A further name is described as the file itself.
+func (m *manifestFS) file(i int) *file {
+	e := &m.Entries[i]
+	p := "/" + e.Path
+	if e.Type == buildctx.TypeHardlink {
+		i, _ = m.Find(e.Link)
+		e = &m.Entries[i]
+	}
 	f := &file{
-		path: "/" + e.Path, typ: entryTypes[e.Type], mode: int64(e.Mode), size: e.Size, link: e.Link,
-		mtime: time.Unix(0, e.ModTime), sha256: hexDigest(e), entry: i,
+		path: p, typ: entryTypes[e.Type], mode: int64(e.Mode), size: e.Size, link: e.Link, mtime: time.Unix(0, e.ModTime), entry: i,
+	}
+	if m.first[i] {
+		f.inode = "first:/" + e.Path
 	}
 	if len(e.Xattrs) > 0 {
 		f.xattrs = map[string]string{}
@@ -68,37 +77,51 @@ func (m *manifestFS) add(i int, e *buildctx.Entry) {
 			f.xattrs[k] = string(v)
 		}
 	}
-	if e.Type == buildctx.TypeHardlink {
-		first := m.files["/"+e.Link]
-		first.inode = "first:" + first.path
-		f.size, f.sha256, f.entry, f.inode, f.link = first.size, first.sha256, first.entry, first.inode, ""
-		f.mode, f.mtime, f.xattrs = first.mode, first.mtime, first.xattrs
-	}
-	m.files[f.path] = f
-	dir := path.Dir(f.path)
-	m.names[dir] = append(m.names[dir], path.Base(f.path))
-}
-
-func hexDigest(e *buildctx.Entry) string {
-	if e.Type != buildctx.TypeFile {
-		return ""
-	}
-	return e.Content().Encoded()
+	return f
 }
 
 func (m *manifestFS) lstat(p string) (*file, error) {
-	if f, ok := m.files[p]; ok {
-		return f, nil
+	if p == "/" {
+		return &root, nil
 	}
-	return nil, fs.ErrNotExist
+	i, ok := m.Find(p[1:])
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return m.file(i), nil
 }
 
-func (m *manifestFS) children(p string) ([]string, error) { return m.names[p], nil }
+func (m *manifestFS) list(p string) ([]*file, error) {
+	var out []*file
+	for i, end := m.Below(p[1:]); i < end; {
+		out = append(out, m.file(i))
+		if m.Entries[i].Type == buildctx.TypeDirectory {
+			_, i = m.Below(m.Entries[i].Path)
+		} else {
+			i++
+		}
+	}
+	return out, nil
+}
 
-func (m *manifestFS) hash(_ context.Context, f *file) (string, error) { return f.sha256, nil }
+func (m *manifestFS) hash(_ context.Context, f *file) (string, error) {
+	return m.Entries[f.entry].Content().Encoded(), nil
+}
 
+// open returns a content; one that has not arrived is waited for.
 func (m *manifestFS) open(ctx context.Context, f *file) (io.ReadCloser, error) {
-	return m.job.Cache.Contents().Open(ctx, digest.NewDigestFromEncoded(digest.SHA256, f.sha256))
+	store, content := m.job.Cache.Contents(), m.Entries[f.entry].Content()
+	r, err := store.Open(ctx, content)
+	if missing(err) {
+		if err := m.job.Session.Need(ctx, []int{f.entry}); err != nil {
+			return nil, err
+		}
+		r, err = store.Open(ctx, content)
+	}
+	if err != nil {
+		return nil, err // not a nil *Content
+	}
+	return r, nil
 }
 
 // dirFS is a mounted root file system.
@@ -124,13 +147,17 @@ func (d dirFS) lstat(p string) (*file, error) {
 	return f, err
 }
 
-func (d dirFS) children(p string) ([]string, error) {
-	list, err := os.ReadDir(filepath.Join(string(d), p))
-	names := make([]string, len(list))
-	for i, e := range list {
-		names[i] = e.Name()
+func (d dirFS) list(p string) ([]*file, error) {
+	names, err := os.ReadDir(filepath.Join(string(d), p))
+	out := make([]*file, 0, len(names))
+	for _, e := range names {
+		f, err := d.lstat(path.Join(p, e.Name()))
+		if err != nil {
+			return out, err
+		}
+		out = append(out, f)
 	}
-	return names, err
+	return out, err
 }
 
 func (d dirFS) open(_ context.Context, f *file) (io.ReadCloser, error) {

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -87,6 +88,8 @@ type build struct {
 	target  *stage
 	meta    map[string]string // ARGs before the first FROM
 	running chan struct{}     // a slot for each RUN step under way
+
+	incoming atomic.Int64 // bytes of base layers that the cache lacks
 
 	group   *errgroup.Group
 	passes  sync.WaitGroup // layers in the making

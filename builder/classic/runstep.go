@@ -154,6 +154,14 @@ func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error 
 		return p.tooLarge(ctx, size)
 	case errors.As(err, &start), errors.Is(err, sandbox.ErrUser):
 		return failure.Userf(failure.StepFailed, "check the command, its PATH and USER", "%v", err)
+	case errors.Is(err, sandbox.ErrNetwork):
+		build := p.stage.build
+		build.opts.Log.ErrorContext(ctx, "a RUN step has no network", "build", build.job.ID, "err", err)
+		return &failure.Error{
+			Code: failure.Unavailable, Phase: failure.Build, Blame: failure.Builder, Retryable: true, Err: err,
+			Message: "the daemon cannot set up the network of RUN steps",
+			Hint:    "the operator sees why with slipway doctor and in the daemon's log; steps with RUN --network=none can run",
+		}
 	case err != nil:
 		return err
 	case code != 0 && diskFull(p.upper):
@@ -182,14 +190,20 @@ func diskFull(dir string) bool {
 	return int64(fs.Bavail)*fs.Bsize < scarce || fs.Files > 0 && fs.Ffree == 0
 }
 
+// Between two looks at what a process has written: a tenth of the time is spent
+// looking, more if there is so much to see that it would come too late.
+const (
+	shortPause = 50 * time.Millisecond
+	longPause  = time.Second
+)
+
 // watch stops a process that writes past the limit.
 func (p *process) watch(ctx context.Context) error {
 	most := p.stage.build.job.MaxSize
 	if most < 0 {
 		return nil
 	}
-	wait := 50 * time.Millisecond
-	timer := time.NewTimer(wait)
+	timer := time.NewTimer(shortPause)
 	defer timer.Stop()
 	for {
 		select {
@@ -201,7 +215,7 @@ func (p *process) watch(ctx context.Context) error {
 		if err := p.measure(ctx, most); err != nil {
 			return err
 		}
-		timer.Reset(max(wait, 10*time.Since(begun)))
+		timer.Reset(min(max(shortPause, 10*time.Since(begun)), longPause))
 	}
 }
 

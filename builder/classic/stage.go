@@ -12,8 +12,10 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
@@ -258,8 +260,46 @@ func (b *build) resolve(ctx context.Context, ref, platform string) (*base.Image,
 		}
 	}
 	img, err := b.opts.Bases.Resolve(ctx, ref, want, b.job.Session.Credentials)
+	if err == nil {
+		err = b.precharge(ctx, img)
+	}
 	return img, baseFailure(ref, err)
 }
+
+// precharge refuses an image that is known to be too large before anything of
+// it or for it travels: by its ledgers, if the cache has them, else by what it
+// has compressed.
+func (b *build) precharge(ctx context.Context, img *base.Image) error {
+	if b.job.MaxSize < 0 {
+		return nil
+	}
+	var known []*layer.Layer
+	var packed int64
+	for i, desc := range img.Manifest.Layers {
+		l, err := layer.Lookup(ctx, b.job.Cache, img.Config.RootFS.DiffIDs[i], desc.MediaType)
+		if err == nil {
+			known = append(known, l)
+			continue
+		}
+		if !missing(err) {
+			return err
+		}
+		packed += desc.Size
+	}
+	b.incoming.Add(packed)
+	if len(known) == len(img.Manifest.Layers) {
+		_, err := b.sizeOf(ctx, img, known)
+		return err
+	}
+	if packed > b.job.MaxSize {
+		return &limits.SizeError{Report: limits.Report{Total: packed, Max: b.job.MaxSize, Path: img.Ref + ", which is as large before it is unpacked"}}
+	}
+	return nil
+}
+
+// Writes estimates what the build puts on the disk beside the context: base
+// images as they come and unpacked.
+func (b *build) Writes() int64 { return 4 * b.incoming.Load() }
 
 // baseFailure names what went wrong with a base image.
 func baseFailure(ref string, err error) error {
@@ -269,17 +309,13 @@ func baseFailure(ref string, err error) error {
 	if err == nil || errors.As(err, &known) || errors.As(err, &size) {
 		return err
 	}
-	e := &failure.Error{Blame: failure.User, Message: fmt.Sprintf("base image %s: %v", ref, err), Err: err}
-	switch {
+	what := "base image " + ref
+	e := &failure.Error{Blame: failure.User, Message: fmt.Sprintf("%s: %v", what, err), Err: err}
+	switch shared := builder.SourceFailure(what, err); {
 	case errors.As(err, &wrong):
 		e.Code, e.Hint = failure.PlatformMismatch, "use a base image for "+wrong.Want+", or build with --platform"
-	case errors.Is(err, base.ErrNotFound):
-		e.Code, e.Hint = failure.BaseNotFound, "check the name and the tag; a private image needs docker login where you deploy"
-	case errors.Is(err, base.ErrDenied):
-		e.Code, e.Hint = failure.BaseDenied, "run docker login for its registry where you deploy; a misspelt name gives the same answer at many registries"
-	case errors.Is(err, base.ErrUnavailable):
-		e.Code, e.Blame, e.Retryable = failure.BaseUnavailable, failure.Registry, true
-		e.Hint = "the daemon cannot reach the registry; check its network, or give it --registry-mirror"
+	case shared != nil:
+		return shared
 	case errors.Is(err, base.ErrInvalid):
 		e.Code, e.Hint = failure.DockerfileInvalid, "check the image's name; a damaged image must be pushed again"
 	default:

@@ -37,7 +37,6 @@ type file struct {
 	xattrs map[string]string
 	major  int64
 	minor  int64
-	sha256 string // hex digest of the content, where the tree knows it
 	inode  string // equal for names of one file; "" if it has one name
 	entry  int    // index in the context's manifest
 }

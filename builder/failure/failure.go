@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"github.com/slipwayhq/slipway/limits"
@@ -27,6 +28,7 @@ const (
 	BaseDenied          = "base_denied"
 	BaseUnavailable     = "base_unavailable"
 	PlatformMismatch    = "platform_mismatch"
+	ImageInvalid        = "image_invalid"
 	FetchFailed         = "fetch_failed"
 	NotSupported        = "not_supported"
 	TooLarge            = "too_large"
@@ -144,8 +146,20 @@ func tooLarge(size *limits.SizeError, err error) *Error {
 	return &Error{
 		Code: TooLarge, Blame: User, Size: &size.Report, Err: err,
 		Message: fmt.Sprintf("unpacked root file system reached %s of %s at %s", bytes(size.Total), bytes(size.Max), size.Path),
-		Hint:    "build in one stage and copy the result into a smaller base, or leave large paths out with .dockerignore",
+		Hint:    advice(size.Advice),
 	}
+}
+
+// advice writes what would help, a line each.
+func advice(all []limits.Advice) string {
+	if len(all) == 0 {
+		return "build in one stage and copy the result into a smaller base, or leave large paths out with .dockerignore"
+	}
+	lines := make([]string, len(all))
+	for i, a := range all {
+		lines[i] = a.Text
+	}
+	return strings.Join(lines, ";\n")
 }
 
 // bytes writes a size for people, in a unit that shows three digits.

@@ -36,3 +36,13 @@ func TestAs(t *testing.T) {
 		t.Errorf("the log gets %q", s)
 	}
 }
+
+func TestTooLargeSaysWhatWouldHelp(t *testing.T) {
+	e := failure.As(&limits.SizeError{Report: limits.Report{Advice: []limits.Advice{{Text: "one"}, {Text: "two"}}}})
+	if e.Hint != "one;\ntwo" {
+		t.Errorf("hint %q", e.Hint)
+	}
+	if e := failure.As(&limits.SizeError{}); e.Hint == "" {
+		t.Error("no hint where nothing is known")
+	}
+}

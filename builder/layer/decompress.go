@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"io/fs"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
@@ -111,7 +112,11 @@ func (a *ahead) Read(p []byte) (int, error) {
 		if a.now.buf != nil {
 			a.empty <- a.now.buf
 		}
-		a.now = <-a.full
+		select {
+		case a.now = <-a.full:
+		case <-a.stop:
+			return 0, fs.ErrClosed
+		}
 		a.rest = a.now.buf[:a.now.n]
 	}
 	n := copy(p, a.rest)

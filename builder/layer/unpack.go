@@ -84,6 +84,58 @@ func (u *Unpacker) Apply(ctx context.Context, c *layercache.Cache, below, name s
 	}
 }
 
+// An Unpacking is the snapshot of a lowest layer that is unpacked while it
+// arrives. A nil *Unpacking takes nothing.
+type Unpacking struct {
+	s    *layercache.Snapshot
+	name string
+}
+
+// NewUnpacking begins the snapshot of the layer with the given diff ID; nil
+// if the cache has it. The caller's context must carry a lease of c, and the
+// caller closes it.
+func NewUnpacking(ctx context.Context, c *layercache.Cache, diffID digest.Digest) (*Unpacking, error) {
+	name := ChainID([]*Layer{{DiffID: diffID}})
+	if c.SnapshotExists(ctx, name) {
+		return nil, nil
+	}
+	s, err := c.Prepare(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	return &Unpacking{s: s, name: name}, nil
+}
+
+// Fill unpacks the layer's tar from r. It may leave bytes after the end of the
+// archive.
+func (u *Unpacking) Fill(ctx context.Context, r io.Reader) error {
+	if u == nil {
+		return nil
+	}
+	return rootfs.Apply(ctx, r, rootfs.Dirs{Upper: u.s.Upper()})
+}
+
+// Commit makes the snapshot available. The caller has verified the diff ID.
+func (u *Unpacking) Commit(ctx context.Context) error {
+	if u == nil {
+		return nil
+	}
+	s := u.s
+	u.s = nil
+	if err := s.Commit(ctx, u.name); err != nil {
+		return errors.Join(err, s.Discard(ctx))
+	}
+	return nil
+}
+
+// Close discards what was not committed.
+func (u *Unpacking) Close(ctx context.Context) error {
+	if u == nil || u.s == nil {
+		return nil
+	}
+	return u.s.Discard(context.WithoutCancel(ctx))
+}
+
 // Fill makes the snapshot name on top of parent: fill writes its upper
 // directory. It leaves nothing when fill fails.
 func Fill(ctx context.Context, c *layercache.Cache, parent, name string, fill func(*layercache.Snapshot) error) error {

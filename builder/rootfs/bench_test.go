@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/slipwayhq/slipway/builder/rootfs"
+	"github.com/slipwayhq/slipway/limits"
 )
 
 // manyFiles makes 10 000 files of 8 kB in 200 directories.
@@ -51,4 +52,36 @@ func BenchmarkApply(b *testing.B) {
 		must(b, os.Mkdir(upper, 0o755))
 		must(b, rootfs.Apply(b.Context(), bytes.NewReader(layer), rootfs.Dirs{Upper: upper}))
 	}
+}
+
+// manyMore makes 100 000 small files in 2 000 directories.
+func manyMore(tb testing.TB) string {
+	tb.Helper()
+	upper := tb.TempDir()
+	for i := range 100_000 {
+		dir := filepath.Join(upper, fmt.Sprintf("usr/lib/package-%d", i/50))
+		if i%50 == 0 {
+			must(tb, os.MkdirAll(dir, 0o755))
+		}
+		must(tb, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), []byte("slipway"), 0o644))
+	}
+	return upper
+}
+
+func BenchmarkWatch(b *testing.B) {
+	upper := manyMore(b)
+	ledger := limits.NewLedger(-1)
+	charge(b, ledger, write(b, upper)) // all of it is in the image below, too
+	b.Run("usage", func(b *testing.B) {
+		for b.Loop() {
+			_, _, err := rootfs.Usage(b.Context(), upper, -1)
+			must(b, err)
+		}
+	})
+	b.Run("growth", func(b *testing.B) {
+		for b.Loop() {
+			_, _, err := rootfs.Growth(b.Context(), upper, ledger.Held)
+			must(b, err)
+		}
+	})
 }

@@ -7,7 +7,10 @@ import (
 	"io"
 	"os"
 	"path"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,19 +18,27 @@ import (
 // An Upper writes entries into an empty upper directory. It is much faster
 // than [Apply] and asks for more: entries come as a walk has them, each
 // directory before what is in it, no path twice, and the directories on the
-// way to an entry are among them. Links are written, never followed. It is not
-// safe for concurrent use and must be closed.
+// way to an entry are among them. Links are written, never followed. It is for
+// one goroutine and must be closed.
 type Upper struct {
-	dirs []openDir // from the upper directory to the one being filled
-	buf  []byte
+	dirs    []*openDir // from the upper directory to the one being filled
+	pending chan func(buf []byte)
+	workers sync.WaitGroup
+	files   sync.WaitGroup // that workers have to write
+	copies  atomic.Int64   // of contents that might have been linked
+
+	mu  sync.Mutex
+	err error // the first one
 }
 
-// An openDir is a directory under way. Its times are set when it is left,
-// since filling it changes them.
+// An openDir is a directory under way. Its times are set when it has been left
+// and all is in it, since filling it changes them.
 type openDir struct {
+	u    *Upper
 	path string // "" is the upper directory itself
 	fd   int
-	h    *tar.Header // nil for the upper directory
+	h    *tar.Header  // nil for the upper directory
+	uses atomic.Int32 // files being written, and one until it is left
 }
 
 // OpenUpper opens an upper directory to write to.
@@ -36,27 +47,114 @@ func OpenUpper(dir string) (*Upper, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	return &Upper{dirs: []openDir{{fd: fd}}}, nil
+	u := &Upper{}
+	u.push("", fd, nil)
+	return u, nil
+}
+
+func (u *Upper) push(path string, fd int, h *tar.Header) {
+	d := &openDir{u: u, path: path, fd: fd, h: h}
+	d.uses.Store(1)
+	u.dirs = append(u.dirs, d)
+}
+
+// Linker is content that may be had without a copy.
+type Linker interface {
+	// Linkable reports whether the content is of the kind that can be linked.
+	Linkable() bool
+	// Link reports whether the file name in the directory dir now has it.
+	Link(dir int, name string) (bool, error)
+}
+
+// upperWorkers is how many files are written at a time.
+const upperWorkers = 4
+
+// File is Entry for a regular file, which is written in the background: open
+// is called once, from another goroutine. What fails there is returned by a
+// later call. Content that is a [Linker] is linked if it can be.
+func (u *Upper) File(h *tar.Header, open func() (io.ReadCloser, error)) error {
+	if err := u.failed(); err != nil {
+		return err
+	}
+	dir, base, err := u.place(h)
+	if err != nil {
+		return err
+	}
+	if u.pending == nil {
+		u.pending = make(chan func([]byte), upperWorkers)
+		for range upperWorkers {
+			u.workers.Go(u.work)
+		}
+	}
+	dir.uses.Add(1)
+	u.files.Add(1)
+	u.pending <- func(buf []byte) {
+		defer u.files.Done()
+		defer dir.release()
+		if u.failed() != nil {
+			return
+		}
+		r, err := open()
+		if err == nil {
+			err = u.fail(h.Name, u.file(dir.fd, base, h, r, buf))
+			r.Close()
+		}
+		u.note(err)
+	}
+	return nil
+}
+
+func (u *Upper) work() {
+	buf := make([]byte, 256<<10)
+	for write := range u.pending {
+		write(buf)
+	}
+}
+
+// place enters the directory that an entry is for and returns it with the
+// entry's own name.
+func (u *Upper) place(h *tar.Header) (*openDir, string, error) {
+	dir, base := path.Split(strings.TrimSuffix(h.Name, "/"))
+	if err := u.enter(strings.TrimSuffix(dir, "/")); err != nil {
+		return nil, "", err
+	}
+	if base == "" || base == "." || base == ".." {
+		return nil, "", fmt.Errorf("%w: name %q", ErrLayer, h.Name)
+	}
+	return u.top(), base, nil
+}
+
+func (u *Upper) failed() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.err
+}
+
+func (u *Upper) note(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.err == nil {
+		u.err = err
+	}
 }
 
 // Entry writes one entry; r is a regular file's content and may be nil if it
 // has none. Whiteouts and markers of opaque directories become what an overlay
 // has for them.
 func (u *Upper) Entry(h *tar.Header, r io.Reader) error {
-	name := strings.TrimSuffix(h.Name, "/")
-	dir, base := path.Split(name)
-	dir = strings.TrimSuffix(dir, "/")
-	if err := u.enter(dir); err != nil {
+	if err := u.failed(); err != nil {
 		return err
 	}
+	d, base, err := u.place(h)
+	if err != nil {
+		return err
+	}
+	name := strings.TrimSuffix(h.Name, "/")
 	if base == opaqueMarker {
-		return u.fail(name, unix.Fsetxattr(u.top().fd, xattrOpaque, []byte("y"), 0))
+		return u.fail(name, unix.Fsetxattr(d.fd, xattrOpaque, []byte("y"), 0))
 	}
 	if hidden, ok := strings.CutPrefix(base, whiteoutPrefix); ok {
-		return u.fail(name, unix.Mknodat(u.top().fd, hidden, unix.S_IFCHR, 0))
-	}
-	if base == "" || base == "." || base == ".." {
-		return fmt.Errorf("%w: name %q", ErrLayer, h.Name)
+		return u.fail(name, unix.Mknodat(d.fd, hidden, unix.S_IFCHR, 0))
 	}
 	if h.Typeflag == tar.TypeDir {
 		return u.fail(name, u.mkdir(name, base, h))
@@ -64,16 +162,20 @@ func (u *Upper) Entry(h *tar.Header, r io.Reader) error {
 	return u.fail(name, u.write(base, h, r))
 }
 
-// Close sets what is left to set. An Upper that failed must be closed too.
+// Close waits for what is being written and sets what is left to set. An Upper
+// that failed must be closed too; the error is the first of all.
 func (u *Upper) Close() error {
-	var errs []error
-	for len(u.dirs) > 0 {
-		errs = append(errs, u.leave())
+	if u.pending != nil {
+		close(u.pending)
+		u.workers.Wait()
 	}
-	return errors.Join(errs...)
+	for len(u.dirs) > 0 {
+		u.leave()
+	}
+	return u.failed()
 }
 
-func (u *Upper) top() *openDir { return &u.dirs[len(u.dirs)-1] }
+func (u *Upper) top() *openDir { return u.dirs[len(u.dirs)-1] }
 
 func (u *Upper) fail(name string, err error) error {
 	if err == nil {
@@ -88,25 +190,28 @@ func (u *Upper) enter(dir string) error {
 		if len(u.dirs) == 1 {
 			return fmt.Errorf("%w: no directory %q before what is in it", ErrLayer, dir)
 		}
-		if err := u.leave(); err != nil {
-			return err
-		}
+		u.leave()
 	}
 	return nil
 }
 
-// leave closes the innermost directory.
-func (u *Upper) leave() error {
-	d := *u.top()
+// leave ends the innermost directory.
+func (u *Upper) leave() {
+	d := u.top()
 	u.dirs = u.dirs[:len(u.dirs)-1]
+	d.release()
+}
+
+// release ends one use of a directory; the last one closes it.
+func (d *openDir) release() {
+	if d.uses.Add(-1) > 0 {
+		return
+	}
 	var err error
 	if d.h != nil {
 		err = unix.UtimesNanoAt(d.fd, "", times(d.h), unix.AT_EMPTY_PATH)
 	}
-	if closeErr := unix.Close(d.fd); err == nil {
-		err = closeErr
-	}
-	return u.fail(d.path, err)
+	d.u.note(d.u.fail(d.path, errors.Join(err, unix.Close(d.fd))))
 }
 
 func times(h *tar.Header) []unix.Timespec {
@@ -123,7 +228,7 @@ func (u *Upper) mkdir(name, base string, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	u.dirs = append(u.dirs, openDir{path: name, fd: fd, h: h})
+	u.push(name, fd, h)
 	return describe(fd, h)
 }
 
@@ -155,7 +260,7 @@ func (u *Upper) write(base string, h *tar.Header, r io.Reader) error {
 	up := u.top().fd
 	switch h.Typeflag {
 	case tar.TypeReg:
-		return u.writeFile(up, base, h, r)
+		return u.file(up, base, h, r, nil)
 	case tar.TypeLink:
 		return u.hardLink(up, base, h)
 	case tar.TypeSymlink:
@@ -193,6 +298,7 @@ func (u *Upper) node(up int, base string, h *tar.Header, kind uint32, dev uint64
 }
 
 func (u *Upper) hardLink(up int, base string, h *tar.Header) error {
+	u.files.Wait() // the first name may be on its way
 	target := strings.TrimPrefix(path.Clean("/"+h.Linkname), "/")
 	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	fd, err := unix.Openat2(u.dirs[0].fd, target, how)
@@ -203,35 +309,78 @@ func (u *Upper) hardLink(up int, base string, h *tar.Header) error {
 	return unix.Linkat(fd, "", up, base, unix.AT_EMPTY_PATH)
 }
 
-func (u *Upper) writeFile(up int, base string, h *tar.Header, r io.Reader) error {
-	fd, err := unix.Openat(up, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return err
+// file makes a regular file; buf, which may be nil, is for the copy.
+func (u *Upper) file(dir int, base string, h *tar.Header, r io.Reader, buf []byte) error {
+	l, ok := r.(Linker)
+	if ok {
+		linked, err := l.Link(dir, base)
+		if err != nil {
+			return err
+		}
+		if linked {
+			return finish(dir, base, unix.O_RDONLY, h, func(fd int) error { return reset(fd, h) })
+		}
 	}
-	err = u.fill(fd, h, r)
-	if closeErr := unix.Close(fd); err == nil {
-		err = closeErr
+	err := finish(dir, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, h, func(fd int) error {
+		if r == nil {
+			return nil
+		}
+		n, err := io.CopyBuffer(fdWriter(fd), struct{ io.Reader }{r}, buf)
+		if err == nil && n != h.Size {
+			err = fmt.Errorf("%w: content has %d bytes, the entry says %d", ErrLayer, n, h.Size)
+		}
+		return err
+	})
+	if err == nil && ok && l.Linkable() {
+		err = u.alike(dir, base)
 	}
 	return err
 }
 
-func (u *Upper) fill(fd int, h *tar.Header, r io.Reader) error {
-	if r != nil {
-		if u.buf == nil {
-			u.buf = make([]byte, 256<<10)
-		}
-		n, err := io.CopyBuffer(fdWriter(fd), struct{ io.Reader }{r}, u.buf)
-		if err != nil {
-			return err
-		}
-		if n != h.Size {
-			return fmt.Errorf("%w: content has %d bytes, the entry says %d", ErrLayer, n, h.Size)
-		}
-	}
-	if err := describe(fd, h); err != nil {
+// reset takes away what a linked file has from an earlier life.
+func reset(fd int, h *tar.Header) error {
+	names := make([]byte, 64<<10)
+	n, err := unix.Flistxattr(fd, names)
+	if err != nil && !errors.Is(err, unix.ENOTSUP) {
 		return err
 	}
-	return unix.UtimesNanoAt(fd, "", times(h), unix.AT_EMPTY_PATH)
+	for _, name := range strings.Split(string(names[:max(n, 0)]), "\x00") {
+		if name == "" {
+			continue
+		}
+		if err := unix.Fremovexattr(fd, name); err != nil {
+			return err
+		}
+	}
+	return unix.Fchown(fd, h.Uid, h.Gid)
+}
+
+// alike gives a copy a second name, beside the upper directory, as a linked
+// file has one: what runs on the snapshot must not see by the number of links
+// whether somebody had the content before.
+func (u *Upper) alike(dir int, base string) error {
+	how := unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC
+	beside, err := unix.Openat(u.dirs[0].fd, "..", how, 0)
+	if err != nil {
+		return err
+	}
+	err = unix.Linkat(dir, base, beside, "copy-"+strconv.FormatInt(u.copies.Add(1), 10), 0)
+	return errors.Join(err, unix.Close(beside))
+}
+
+// finish opens a file, fills it and sets what the header says.
+func finish(dir int, base string, flags int, h *tar.Header, fill func(fd int) error) error {
+	fd, err := unix.Openat(dir, base, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	if err = fill(fd); err == nil {
+		err = describe(fd, h)
+	}
+	if err == nil {
+		err = unix.UtimesNanoAt(fd, "", times(h), unix.AT_EMPTY_PATH)
+	}
+	return errors.Join(err, unix.Close(fd))
 }
 
 // An fdWriter writes to a file descriptor.

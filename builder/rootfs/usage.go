@@ -18,8 +18,8 @@ const blockSize = 4096
 // sum is more than stop, and names the largest file seen so far. A negative
 // stop means never.
 //
-// The sum is never less than what the step adds to the image. Where it is too
-// much, [Growth] says more.
+// The sum is never less than what the step adds to the image, but for blocks of
+// extended attributes. Where it is too much, [Growth] says more.
 func Usage(ctx context.Context, upper string, stop int64) (bytes int64, largest string, err error) {
 	u := &usage{stop: stop, links: map[inode]bool{}}
 	if stop < 0 {

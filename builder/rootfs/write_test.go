@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -181,4 +183,76 @@ func TestUsageWhileOthersWrite(t *testing.T) {
 	}
 	close(stop)
 	must(t, <-done)
+}
+
+// TestGrowthWhileOthersWrite measures a directory that changes all the time, as
+// under a step that is running: files, whiteouts and opaque directories come
+// and go. What stays is counted in the end.
+func TestGrowthWhileOthersWrite(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to make whiteouts")
+	}
+	upper := t.TempDir()
+	ledger := limits.NewLedger(-1)
+	y := ledger.Begin(limits.Source{})
+	for i := range 64 {
+		must(t, y.Entry(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("d%d/f%d", i%8, i), Size: 3 * blockSize}))
+	}
+	_, err := y.Close()
+	must(t, err)
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	for w := range 2 {
+		others.Go(func() {
+			for i := w; ; i += 2 {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				churn(t, upper, i)
+			}
+		})
+	}
+	for range 1500 {
+		n, _, err := rootfs.Growth(t.Context(), upper, ledger.Held)
+		if err != nil || n > 8*65*blockSize || n < -ledger.Total() {
+			t.Errorf("growth %d, %v", n, err)
+			break
+		}
+	}
+	close(stop)
+	others.Wait()
+	must(t, os.RemoveAll(upper))
+	must(t, os.Mkdir(upper, 0o755))
+	sh(t, upper, "mkdir d0; mknod d0/f0 c 0 0; mkdir d1; truncate -s 9000 d1/new")
+	must(t, unix.Lsetxattr(filepath.Join(upper, "d1"), "trusted.overlay.opaque", []byte("y"), 0))
+	before := ledger.Total()
+	n, _, err := rootfs.Growth(t.Context(), upper, ledger.Held)
+	must(t, err)
+	charge(t, ledger, write(t, upper))
+	if want := ledger.Total() - before; n != want {
+		t.Errorf("growth %d, the layer adds %d", n, want)
+	}
+}
+
+// churn changes one of eight directories. Some of it fails where another one
+// was faster.
+func churn(t *testing.T, upper string, i int) {
+	d := filepath.Join(upper, fmt.Sprint("d", i%8))
+	f := filepath.Join(d, fmt.Sprint("f", i%64))
+	switch i / 8 % 6 {
+	case 0, 1:
+		_ = os.Mkdir(d, 0o755)
+		_ = os.WriteFile(f, make([]byte, 5000), 0o644)
+	case 2:
+		_ = os.Remove(f)
+		_ = unix.Mknod(f, unix.S_IFCHR, 0)
+	case 3:
+		_ = unix.Lsetxattr(d, "trusted.overlay.opaque", []byte("y"), 0)
+	case 4:
+		_ = os.RemoveAll(d)
+	case 5:
+		_ = os.Rename(d, filepath.Join(upper, fmt.Sprint("d", (i+3)%8)))
+	}
 }

@@ -44,15 +44,21 @@ func (e *endpoint) path() string {
 }
 
 // take returns an endpoint for one process. Release it when that has ended.
+// An error that is not about n being closed or ctx wraps ErrNetwork.
 func (n *network) take(ctx context.Context) (*endpoint, error) {
+	e, err := n.obtain(ctx)
+	if err != nil && !errors.Is(err, ErrClosed) && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", ErrNetwork, err)
+	}
+	return e, err
+}
+
+func (n *network) obtain(ctx context.Context) (*endpoint, error) {
 	if err := n.start(ctx); err != nil {
 		return nil, err
 	}
-	if !n.fw.installed() {
-		n.log.Warn("the rules of the sandbox network are gone, put them back", "table", n.fw.table)
-		if err := n.fw.install(); err != nil {
-			return nil, err
-		}
+	if err := n.mend(); err != nil {
+		return nil, err
 	}
 	select {
 	case made := <-n.stock.made:
@@ -136,6 +142,9 @@ func (n *network) create() (*endpoint, error) {
 	if err := <-done; err != nil {
 		return nil, errors.Join(fmt.Errorf("make network endpoint: %w", err), n.destroy(e))
 	}
+	n.names.Lock()
+	defer n.names.Unlock()
+	n.live[e] = struct{}{}
 	return e, nil
 }
 
@@ -223,12 +232,17 @@ func (n *network) link(e *endpoint, name string) error {
 	if err := n.handle.NeighSet(neighbour); err != nil {
 		return err
 	}
-	return n.handle.RouteAdd(&netlink.Route{
-		LinkIndex: veth.Index,
+	return n.handle.RouteAdd(e.route())
+}
+
+// route is the host's way to the process.
+func (e *endpoint) route() *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: e.link.Attrs().Index,
 		Dst:       ipNet(netip.PrefixFrom(e.addr, 32)),
 		Src:       e.gateway.AsSlice(),
 		Scope:     netlink.SCOPE_LINK,
-	})
+	}
 }
 
 // configure sets up the process's end with a handle inside its namespace.
@@ -261,6 +275,9 @@ func (e *endpoint) configure(inside *netlink.Handle) error {
 
 // destroy removes what create made and gives the address back.
 func (n *network) destroy(e *endpoint) error {
+	n.names.Lock()
+	delete(n.live, e)
+	n.names.Unlock()
 	var errs []error
 	if e.link != nil {
 		if err := n.handle.LinkDel(e.link); err != nil && !isGone(err) {

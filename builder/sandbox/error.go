@@ -13,6 +13,10 @@ var (
 	// ErrUser is wrapped when the user of a Process cannot be resolved in its
 	// root file system.
 	ErrUser = errors.New("cannot resolve user")
+
+	// ErrNetwork is wrapped when the [Sandbox] network could not be set up, or
+	// put back after somebody took parts of it away.
+	ErrNetwork = errors.New("sandbox network cannot be set up")
 )
 
 // A StartError reports a process that never ran, for a reason that lies in what

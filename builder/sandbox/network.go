@@ -48,6 +48,7 @@ type network struct {
 
 	names  sync.Mutex // for what follows
 	free   []netip.Addr
+	live   map[*endpoint]struct{}
 	serial uint32
 }
 
@@ -194,13 +195,8 @@ func (n *network) setUp(ctx context.Context) error {
 // nobody uses. Two daemons may have chosen at once: who sees the other's
 // address after giving out its own chooses again.
 func (n *network) makeBridge() error {
-	br := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
-	br.Name, br.MTU = n.bridge(), n.mtu
-	if err := n.handle.LinkAdd(br); err != nil {
-		return fmt.Errorf("add bridge %s: %w", br.Name, err)
-	}
-	_ = n.handle.LinkSetIP6AddrGenMode(br, addrGenNone) // without IPv6 there is nothing to prevent
-	if err := n.handle.LinkSetUp(br); err != nil {
+	br, err := n.addBridge()
+	if err != nil {
 		return err
 	}
 	seed := fnv.New32a()
@@ -237,6 +233,20 @@ func (n *network) makeBridge() error {
 	}
 }
 
+// addBridge makes the device and brings it up. It has no address yet.
+func (n *network) addBridge() (*netlink.Bridge, error) {
+	br := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
+	br.Name, br.MTU = n.bridge(), n.mtu
+	if err := n.handle.LinkAdd(br); err != nil {
+		return nil, fmt.Errorf("add bridge %s: %w", br.Name, err)
+	}
+	_ = n.handle.LinkSetIP6AddrGenMode(br, addrGenNone) // without IPv6 there is nothing to prevent
+	if err := n.handle.LinkSetUp(br); err != nil {
+		return nil, fmt.Errorf("bring up bridge %s: %w", br.Name, err)
+	}
+	return br, nil
+}
+
 // avoid returns addresses that must stay where they are although no route
 // shows where that is.
 func (n *network) avoid() []netip.Prefix {
@@ -265,7 +275,7 @@ func (n *network) alone(index int, subnet netip.Prefix) (bool, error) {
 
 func (n *network) useSubnet(subnet netip.Prefix) {
 	n.subnet, n.gateway = subnet, subnet.Addr().Next()
-	n.free = nil
+	n.free, n.live = nil, map[*endpoint]struct{}{}
 	for a := n.gateway.Next(); subnet.Contains(a.Next()); a = a.Next() {
 		n.free = append(n.free, a)
 	}

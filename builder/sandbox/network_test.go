@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -349,6 +350,104 @@ func TestRulesComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, r, step(t, connect(addr, port)), "closed")
+}
+
+// Somebody removed the bridge, took it down or took its address: the next
+// process finds everything as it was, and so does one that runs meanwhile.
+func TestBridgeComesBack(t *testing.T) {
+	root := t.TempDir()
+	host := hostAddr(t)
+	r := newRunner(t, sandbox.Options{Root: root, AllowEgress: []netip.Prefix{netip.PrefixFrom(host, 32)}})
+	port, name := tcpServer(t, "0.0.0.0:0"), networkName(t, root)
+	for _, harm := range []struct {
+		name   string
+		breaks bool // what runs
+		do     func(*testing.T, netlink.Link) error
+	}{
+		{"removed", true, func(_ *testing.T, br netlink.Link) error { return netlink.LinkDel(br) }},
+		{"down", false, func(_ *testing.T, br netlink.Link) error { return netlink.LinkSetDown(br) }},
+		{"without address", true, func(t *testing.T, br netlink.Link) error {
+			addrs, err := netlink.AddrList(br, netlink.FAMILY_V4)
+			if err != nil || len(addrs) != 1 {
+				t.Fatalf("addresses %v, %v", addrs, err)
+			}
+			return netlink.AddrDel(br, &addrs[0])
+		}},
+	} {
+		t.Run(harm.name, func(t *testing.T) {
+			try := "timeout 2 nc -w 1 " + host.String() + " " + port + " </dev/null >/dev/null 2>&1"
+			p := step(t, "until "+try+"; do :; done; echo begun; while "+try+"; do :; done; echo broken; until "+try+"; do :; done; echo mended")
+			heard := make(chan string, 3)
+			p.Stdout = writerFunc(func(b []byte) (int, error) { heard <- strings.TrimSpace(string(b)); return len(b), nil })
+			ended := make(chan error, 1)
+			ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
+			defer stop()
+			go func() { _, err := r.Run(ctx, p); ended <- err; close(heard) }()
+			if got := <-heard; got != "begun" {
+				t.Fatalf("the process says %q", got)
+			}
+			br, err := netlink.LinkByName(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := harm.do(t, br); err != nil {
+				t.Fatal(err)
+			}
+			if harm.breaks {
+				if got := <-heard; got != "broken" {
+					t.Fatalf("the process says %q", got)
+				}
+			}
+			for range 3 { // more than are in stock
+				want(t, r, step(t, connect(host.String(), port)), "reached")
+			}
+			if !harm.breaks {
+				stop()
+				<-ended
+			} else if err := <-ended; err != nil || <-heard != "mended" {
+				t.Errorf("the process that ran meanwhile: %v", err)
+			}
+			for _, c := range r.Check(t.Context()) {
+				if !c.OK {
+					t.Errorf("check %+v", c)
+				}
+			}
+		})
+	}
+}
+
+// A bridge that cannot be made again is an error that says so.
+func TestBridgeCannotComeBack(t *testing.T) {
+	root := t.TempDir()
+	r := newRunner(t, sandbox.Options{Root: root})
+	want(t, r, step(t, "echo fine"), "fine")
+	br, err := netlink.LinkByName(networkName(t, root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkDel(br); err != nil {
+		t.Fatal(err)
+	}
+	other := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: networkName(t, root)}}
+	if err := netlink.LinkAdd(other); err != nil {
+		t.Skip("needs dummy links:", err)
+	}
+	p := step(t, "echo fine")
+	_, err = r.Run(t.Context(), p)
+	if !errors.Is(err, sandbox.ErrNetwork) || !strings.Contains(err.Error(), networkName(t, root)) {
+		t.Errorf("Run: %v; want %v and the name of the bridge", err, sandbox.ErrNetwork)
+	}
+	if err := netlink.LinkDel(other); err != nil {
+		t.Fatal(err)
+	}
+	want(t, r, step(t, "echo fine"), "fine")
+
+	// Who was stopped while waiting did not fail for the network.
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(io.ErrClosedPipe)
+	if _, err := r.Run(ctx, step(t, "echo fine")); !errors.Is(err, io.ErrClosedPipe) || errors.Is(err, sandbox.ErrNetwork) {
+		t.Errorf("Run with a context that was done: %v", err)
+	}
 }
 
 func TestSideBySide(t *testing.T) {

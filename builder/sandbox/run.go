@@ -112,9 +112,9 @@ func (p *Process) complete(def Mode) error {
 // Run runs p to its end and returns its exit code, 128 and the signal's number
 // if a signal ended it. An error means that it could not run or was stopped:
 // [StartError] and ErrUser where p asks for what its root file system does not
-// have, the cause of ctx if that was done, the error of Watch or of a writer,
-// ErrClosed. When Run returns, no process of the container is left, nothing is
-// mounted, and Upper is complete.
+// have, ErrNetwork, the cause of ctx if that was done, the error of Watch or of
+// a writer, ErrClosed. When Run returns, no process of the container is left,
+// nothing is mounted, and Upper is complete.
 func (r *Runner) Run(ctx context.Context, p Process) (int, error) {
 	ctx, leave, err := r.enter(ctx)
 	if err != nil {
@@ -185,7 +185,7 @@ func (r *Runner) stage(ctx context.Context, p *Process) (*bundle, error) {
 	if p.Network == Sandbox {
 		var err error
 		if ep, err = r.network.take(ctx); err != nil {
-			return s, fmt.Errorf("sandbox network: %w", err)
+			return s, err
 		}
 		s.undo = append(s.undo, func(context.Context) error { r.network.release(ep); return nil })
 	}

@@ -83,7 +83,7 @@ func TestTokenPrecedence(t *testing.T) {
 	c.vars = map[string]string{"SLIPWAY_ADDR": d.addr}
 	c.want(0, "logout")
 	c.want(3, "whoami")
-	c.sees(&c.stderr, "There is no token")
+	c.sees(&c.stderr, ". There is no token")
 }
 
 func TestSavedTokenStaysWithItsDaemon(t *testing.T) {

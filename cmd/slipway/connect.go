@@ -4,6 +4,7 @@ import (
 	"cmp"
 
 	"github.com/slipwayhq/slipway/cmd/slipway/client"
+	"github.com/slipwayhq/slipway/cmd/slipway/progress"
 )
 
 // tokenVariables hold a token, the first one set.
@@ -58,7 +59,7 @@ func (p *program) connection() (*connection, error) {
 	c.Address.TLS = c.Address.TLS || p.flags.tls
 	c.CAFile = cmp.Or(p.flags.caFile, p.getenv("SLIPWAY_TLS_CA"), known.CAFile)
 	c.SkipVerify = p.flags.skipVerify || known.SkipVerify
-	c.Insecure = p.flags.insecure || p.getenv("SLIPWAY_INSECURE") == "1" || known.Insecure
+	c.Insecure = p.flags.insecure || p.getenv("SLIPWAY_ALLOW_PLAINTEXT") == "1" || known.Insecure
 	if !c.Address.TLS && p.flags.caFile == "" {
 		c.CAFile = "" // meant for another daemon
 	}
@@ -107,18 +108,11 @@ func (c *connection) explain(err error) error {
 	}
 	switch {
 	case c.tokenFrom == "":
-		e.Hint = sentences(e.GetHint(), "There is no token: run slipway login, or set SLIPWAY_API_TOKEN.")
+		e.Hint = "There is no token here: run slipway login, or set SLIPWAY_API_TOKEN. A daemon's first start writes one to admin.token in its root."
 	case c.hidden():
-		e.Hint = sentences(e.GetHint(), "The token comes from "+c.tokenFrom+"; a saved login for "+cmp.Or(c.saved.Org, c.saved.Address)+" is hidden by it.")
+		e.Hint = progress.Join(e.GetHint(), "The token comes from "+c.tokenFrom+"; a saved login for "+cmp.Or(c.saved.Org, c.saved.Address)+" is hidden by it.")
 	default:
-		e.Hint = sentences(e.GetHint(), "The token comes from "+c.tokenFrom+".")
+		e.Hint = progress.Join(e.GetHint(), "The token comes from "+c.tokenFrom+".")
 	}
 	return e
-}
-
-func sentences(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a + " " + b
 }

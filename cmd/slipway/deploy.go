@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/slipwayhq/slipway/buildctx"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
@@ -24,9 +23,9 @@ func (p *program) deploy() *cobra.Command {
 	o := &deployFlags{}
 	cmd := &cobra.Command{
 		Use:   "deploy [DIR]",
-		Short: "Build an image, push it and record a release",
+		Short: "Build an image and push it",
 		Long: `Deploy sends what the daemon lacks of DIR (default: the working directory),
-builds the image there, pushes it and records a release of the app.
+builds the image there and pushes it.
 
 The image's name goes to standard output, everything else to standard error.
 With --json standard output has JSON lines, the last one of type "result".`,
@@ -85,20 +84,37 @@ func (d *deployment) deploy(ctx context.Context) (*slipwayv1.Result, error) {
 		return nil, err
 	}
 	defer c.Close()
-	src, err := d.prepare(ctx, c)
-	if err != nil {
-		return nil, conn.explain(err)
+	ask := &answers{secrets: d.secrets, keychain: authn.DefaultKeychain, warn: d.warn}
+	if d.flags.localOnly {
+		mine, daemon, err := d.local(ctx, c, conn, ask)
+		if err != nil {
+			return nil, err
+		}
+		defer daemon.stop()
+		defer mine.Close()
+		c, conn = mine, &connection{Options: daemon.Options, tokenFrom: "the local daemon"}
 	}
-	job := client.Job{Start: d.start, Answer: (&answers{secrets: d.secrets, keychain: authn.DefaultKeychain, warn: d.warn}).answer, Observer: d.build}
-	d.show.Begin(d.header(src))
-	if src != nil {
+	job := client.Job{Start: d.start, Answer: ask.answer, Observer: d.build}
+	var src *source
+	if d.recipe != nil {
+		if src, err = d.open(); err != nil {
+			return nil, err
+		}
 		defer src.Close()
 		if conn.Address.Loopback() {
-			src.options.Compress = buildctx.CompressNever
+			src.sending.Compress = buildctx.CompressNever
 		}
-		d.warnAboutSize(src)
 		job.Context = src
 	}
+	img, err := openImage(ctx, d.start, conn.Address.Loopback())
+	if err != nil {
+		return nil, err
+	}
+	if img != nil {
+		defer img.Close()
+		job.Context = img
+	}
+	d.show.Begin(d.header(src))
 	res, err := c.Build(ctx, job)
 	if errors.Is(err, client.ErrDetached) {
 		return nil, err
@@ -135,69 +151,48 @@ func (d *deployment) check() (err error) {
 	return nil
 }
 
-// prepare scans the context and meanwhile finds out whether the daemon is
-// there and lets us in. The first that fails ends both.
-func (d *deployment) prepare(ctx context.Context, c *client.Client) (*source, error) {
-	var src *source
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		_, err := c.WhoAmI(ctx)
-		if err == nil {
-			return nil
-		}
-		switch client.AsError(err).GetCode() {
-		case client.CodeUnsupported, client.CodePermissionDenied:
-			return nil // who may not ask this may still build
-		}
-		return err
-	})
-	if d.recipe != nil {
-		g.Go(func() (err error) {
-			src, err = d.scan(ctx)
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		if src != nil {
-			src.Close()
-		}
-		return nil, err
-	}
-	return src, nil
-}
-
-// source is a scanned context as a build sends it.
+// source is a build context as a build sends it. It is scanned while the
+// daemon begins: a base image may come, and a fault of the Dockerfile be told,
+// while a large context is still being read.
 type source struct {
 	*buildctx.Dir
-	options buildctx.SenderOptions
+	d        *deployment
+	scanning buildctx.ScanOptions
+	sending  buildctx.SenderOptions
 }
 
-// Send implements [client.Context]. A sender serves one want at a time, so each
-// want gets its own.
-func (s source) Send(ctx context.Context, w *slipwayv1.Want, emit func(*slipwayv1.ContentFrame) error) error {
-	return buildctx.NewSender(s.Manifest, s.Dir, &s.options).Send(ctx, w, emit)
-}
-
-func (d *deployment) scan(ctx context.Context) (*source, error) {
-	o := &buildctx.ScanOptions{
+// open opens the context and finds the ignore file.
+func (d *deployment) open() (*source, error) {
+	s := &source{d: d, scanning: buildctx.ScanOptions{
 		Dockerfile: d.recipe.file,
 		IgnoreFile: d.flags.ignoreFile,
 		Warn:       func(err error) { d.warn(err.Error()) },
 		Progress:   scanNotes(d.show),
-	}
+	}}
 	cache, err := buildctx.UserHashCache(d.dir)
 	if err == nil { // else every file is read
-		o.HashCache = cache
+		s.scanning.HashCache = cache
 	}
-	dir, err := buildctx.Scan(ctx, d.dir, o)
-	if err != nil {
+	if s.Dir, err = buildctx.Open(d.dir, &s.scanning); err != nil {
 		return nil, scanError(err)
 	}
-	d.start.Context = &slipwayv1.ContextInfo{
-		Entries: uint64(len(dir.Entries)), Files: uint64(dir.Files()), Bytes: uint64(dir.Bytes()),
-		IgnoreFile: dir.IgnoreFile, IgnorePatterns: uint32(dir.IgnorePatterns),
+	d.start.Context = &slipwayv1.ContextInfo{IgnoreFile: s.IgnoreFile, IgnorePatterns: uint32(s.IgnorePatterns)}
+	return s, nil
+}
+
+// Manifest implements [client.Context].
+func (s *source) Manifest(ctx context.Context, send func(*slipwayv1.ManifestPart) error) error {
+	if err := s.Scan(ctx, &s.scanning); err != nil {
+		return scanError(err)
 	}
-	return &source{Dir: dir}, nil
+	s.d.warnAboutSize(s)
+	return s.ToProto(send)
+}
+
+// Send implements [client.Context]. A sender serves one want at a time, so each
+// want gets its own.
+func (s *source) Send(ctx context.Context, w *slipwayv1.Want, emit func(*slipwayv1.ContentFrame) error) error {
+	return buildctx.NewSender(s.Dir.Manifest, s.Dir, &s.sending).Send(ctx, w, emit)
 }
 
 // scanError says that a context cannot be read, in the terms of the daemon.

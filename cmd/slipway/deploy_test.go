@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"encoding/base64"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -99,7 +101,7 @@ func TestDeployServesWantsAndAsks(t *testing.T) {
 	if !proto.Equal(d.started, want) {
 		t.Errorf("start is\n%v, want\n%v", d.started, want)
 	}
-	if x := d.started.GetContext(); x.GetFiles() != 4 || x.GetIgnoreFile() != ".dockerignore" || x.GetIgnorePatterns() != 1 {
+	if x := d.started.GetContext(); x.GetIgnoreFile() != ".dockerignore" || x.GetIgnorePatterns() != 1 {
 		t.Errorf("context info %v", x)
 	}
 	if got := c.stdout.String(); got != "127.0.0.1:7071/shop:deployment-1@sha256:5c1e\n" {
@@ -239,7 +241,7 @@ func TestDeployRefusesBeforeConnecting(t *testing.T) {
 	c := newCLI(t, nil)
 	delete(c.vars, "SLIPWAY_APP")
 	c.want(2, "deploy", dir)
-	c.sees(&c.stderr, "which app?", "SLIPWAY_APP")
+	c.sees(&c.stderr, "which app? Name it", "SLIPWAY_APP")
 }
 
 func TestDeployWithoutDaemon(t *testing.T) {
@@ -276,18 +278,63 @@ func TestDeployDockerfiles(t *testing.T) {
 
 func TestDeployWarnsAboutSizeFirst(t *testing.T) {
 	dir := tree(t, map[string]string{"Dockerfile": "FROM scratch\n", "data/train": strings.Repeat("x", 5000), "a": "small"})
-	d := startDaemon(t, simple(succeeded()))
+	var asked atomic.Bool
+	d := startDaemon(t, func(s *session) error {
+		if err := s.accept(); err != nil {
+			return err
+		}
+		if _, err := s.manifest(); err != nil {
+			return err
+		}
+		asked.Store(true)
+		if _, err := s.content([]uint32{0}); err != nil {
+			return err
+		}
+		return s.say(plan("FROM scratch"), end(succeeded()))
+	})
 	c := newCLI(t, d)
 	c.wrote = func(line string) {
-		if d.builds > 0 && strings.Contains(line, "the context holds") {
-			t.Error("the warning came after the build had begun")
+		if asked.Load() && strings.Contains(line, "the context holds") {
+			t.Error("the warning came after contents had been asked for")
 		}
 	}
 	c.want(0, "deploy", dir, "--build-context-warn-size", "4kB")
 	c.sees(&c.stderr, "the context holds 5 kB in 3 files", "data/train", "data/\n", ".dockerignore")
+	asked.Store(false)
 	c.want(0, "deploy", dir)
 	if strings.Contains(c.stderr.String(), "the context holds") {
 		t.Error("a small context was warned about")
+	}
+}
+
+// What the client finds wrong with the context, while the daemon builds
+// already, ends the build there and is what the user hears.
+func TestDeployGivesUp(t *testing.T) {
+	dir := tree(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY . /\n"})
+	l, err := net.Listen("unix", filepath.Join(dir, "agent.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var cancelled atomic.Bool
+	d := startDaemon(t, func(s *session) error {
+		if err := s.accept(); err != nil {
+			return err
+		}
+		m, err := s.stream.Recv()
+		if err != nil {
+			return err
+		}
+		cancelled.Store(m.GetCancel() != nil)
+		return s.say(end(failed(&slipwayv1.Error{Code: "cancelled", Blame: slipwayv1.Blame_BLAME_USER, Message: "cancelled"})))
+	})
+	c := newCLI(t, d)
+	c.want(2, "deploy", dir, "--json")
+	if e := c.result()["error"].(map[string]any); e["code"] != "context_unsupported" || !strings.Contains(e["message"].(string), "agent.sock") {
+		t.Errorf("error %v", e)
+	}
+	if !cancelled.Load() {
+		t.Error("the daemon was not told")
 	}
 }
 

@@ -18,31 +18,32 @@ import (
 // deployFlags are the flags of deploy. Their names are those of flyctl where
 // that has them.
 type deployFlags struct {
-	app            string
-	dockerfile     string
-	ignoreFile     string
-	buildArgs      []string
-	buildSecrets   []string
-	target         string
-	labels         []string
-	imageLabel     string
-	noCache        bool
-	compression    string
-	level          int
-	levelSet       bool
-	platform       string
-	buildkit       bool
-	localOnly      bool
-	remoteOnly     bool
-	image          string
-	buildOnly      bool
-	push           bool
-	pushTo         []string
-	detach         bool
-	environment    string
-	progress       string
-	warnSize       string
-	idempotencyKey string
+	app              string
+	dockerfile       string
+	ignoreFile       string
+	buildArgs        []string
+	buildSecrets     []string
+	target           string
+	labels           []string
+	imageLabel       string
+	noCache          bool
+	compression      string
+	forceCompression bool
+	level            int
+	levelSet         bool
+	platform         string
+	buildkit         bool
+	localOnly        bool
+	remoteOnly       bool
+	image            string
+	buildOnly        bool
+	push             bool
+	pushTo           []string
+	detach           bool
+	environment      string
+	progress         string
+	warnSize         string
+	idempotencyKey   string
 }
 
 func (o *deployFlags) register(cmd *cobra.Command) {
@@ -58,11 +59,12 @@ func (o *deployFlags) register(cmd *cobra.Command) {
 	f.BoolVar(&o.noCache, "no-cache", false, "run every step, cached or not")
 	f.StringVar(&o.compression, "compression", "", "`TYPE` of new layers: gzip, zstd, none or auto (default gzip)")
 	f.IntVar(&o.level, "compression-level", 0, "compressor's `LEVEL` (default its own)")
-	f.StringVar(&o.platform, "platform", "", "`OS/ARCH` to build for (default the daemon's)")
+	f.BoolVar(&o.forceCompression, "force-compression", false, "give layers of the base image, and cached ones, that compression too")
+	f.StringVar(&o.platform, "platform", "", "`OS/ARCH` to build for (default the daemon's); with --image, all takes every platform")
 	f.BoolVar(&o.buildkit, "buildkit", false, "build with BuildKit instead of step by step")
-	f.BoolVar(&o.localOnly, "local-only", false, "build on this machine")
-	f.BoolVar(&o.remoteOnly, "remote-only", false, "build on the daemon, which is always so")
-	f.StringVar(&o.image, "image", "", "deploy the existing image `REF` instead of building one")
+	f.BoolVar(&o.localOnly, "local-only", false, "build on this machine (Linux, as root) and push from here")
+	f.BoolVar(&o.remoteOnly, "remote-only", false, "build on the daemon, which is the default")
+	f.StringVar(&o.image, "image", "", "deploy the existing image `REF` instead of building one: of a registry, oci:DIR[:TAG] or docker-archive:FILE[:NAME]")
 	f.BoolVar(&o.buildOnly, "build-only", false, "record no release, and push only with --push")
 	f.BoolVar(&o.push, "push", false, "push the image, which is so without --build-only")
 	f.StringArrayVar(&o.pushTo, "push-to", nil, "push to `HOST/PATH[:TAG]` instead of the daemon's registry; repeatable")
@@ -122,10 +124,15 @@ func (o *deployFlags) check(s *slipwayv1.Start) error {
 	switch {
 	case s.App == "":
 		return client.UserError("which app?", "Name it with --app, or set SLIPWAY_APP.")
-	case o.localOnly:
-		return client.UserError("--local-only: Slipway builds on its daemon only", "Run a daemon on this machine with slipwayd, and leave --local-only out.")
+	case o.localOnly && o.remoteOnly:
+		return client.UserError("--local-only and --remote-only: which one?", "Leave one out.")
+	case o.localOnly && o.detach:
+		return client.UserError("--local-only builds while it runs: --detach does not go with it", "")
 	case o.image != "" && (o.dockerfile != "" || o.buildkit):
 		return client.UserError("--image deploys an image that exists: --dockerfile and --buildkit do not go with it", "")
+	case o.image != "" && len(o.labels)+len(o.buildArgs)+len(o.buildSecrets)+len(o.target) > 0:
+		return client.UserError("--image deploys an image that exists: --label, --build-arg, --build-secret and --build-target do not go with it",
+			"Build an image that begins with FROM that one.")
 	case o.buildOnly && o.environment != "":
 		return client.UserError("--build-only records no release: --env does not go with it", "")
 	case o.buildOnly && !o.push && len(o.pushTo) > 0:
@@ -140,7 +147,10 @@ func (o *deployFlags) compress(s *slipwayv1.Start) error {
 		names := slices.Sorted(maps.Keys(compressionTypes))[1:]
 		return client.UserError(fmt.Sprintf("--compression %q is none of %s", o.compression, strings.Join(names, ", ")), "")
 	}
-	s.Compression = &slipwayv1.Compression{Type: kind}
+	if o.forceCompression && (o.compression == "auto" || o.image != "") {
+		return client.UserError("--force-compression goes with gzip, zstd or none, of layers that are built", "Leave it out, or name a --compression.")
+	}
+	s.Compression = &slipwayv1.Compression{Type: kind, Force: o.forceCompression}
 	if o.levelSet {
 		level := int32(o.level)
 		s.Compression.Level = &level

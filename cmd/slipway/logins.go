@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/slipwayhq/slipway/cmd/slipway/client"
 )
@@ -32,10 +33,15 @@ type login struct {
 	Insecure   bool   `json:"insecure,omitempty"`
 }
 
-// defaultLoginFile returns where logins are saved: $SLIPWAY_CONFIG, or a file
-// in the user's configuration directory; empty if there is no such place.
+// defaultLoginFile returns where logins are saved: $SLIPWAY_LOGIN_FILE, or a
+// file in the user's configuration directory; empty if there is no such place.
+// SLIPWAY_CONFIG is the daemon's; where it names a JSON file, which the daemon
+// would not read, it was meant for us.
 func defaultLoginFile(getenv func(string) string) string {
-	if f := getenv("SLIPWAY_CONFIG"); f != "" {
+	if f := getenv("SLIPWAY_LOGIN_FILE"); f != "" {
+		return f
+	}
+	if f := getenv("SLIPWAY_CONFIG"); strings.HasSuffix(f, ".json") {
 		return f
 	}
 	dir, err := os.UserConfigDir()
@@ -102,14 +108,14 @@ func (l *logins) drop(a client.Address) bool {
 // save replaces the file as a whole; nobody but the user may read it.
 func (l *logins) save() error {
 	if l.file == "" {
-		return client.UserError("there is no place to save a login: no home directory", "Set SLIPWAY_CONFIG to a file.")
+		return client.UserError("there is no place to save a login: no home directory", "Set SLIPWAY_LOGIN_FILE to a file.")
 	}
 	data, err := json.MarshalIndent(l, "", "  ")
 	if err != nil {
 		return fmt.Errorf("save login: %w", err)
 	}
 	if err := replaceFile(l.file, append(data, '\n')); err != nil {
-		return client.UserError(fmt.Sprintf("save login: %v", err), "Set SLIPWAY_CONFIG to a file that can be written.")
+		return client.UserError(fmt.Sprintf("save login: %v", err), "Set SLIPWAY_LOGIN_FILE to a file that can be written.")
 	}
 	return nil
 }

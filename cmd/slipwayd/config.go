@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/BurntSushi/toml"
 	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
 
@@ -41,6 +40,7 @@ type config struct {
 	buildPids    int64
 	buildTimeout time.Duration
 	drainTimeout time.Duration
+	clientGrace  time.Duration
 	runc         string
 	tlsCert      string
 	tlsKey       string
@@ -62,12 +62,12 @@ func (c *config) register(f *pflag.FlagSet) {
 	f.StringVar(&c.root, "root", "/var/lib/slipway", "directory for the cache, the registry and all state")
 	f.StringVar(&c.grpc, "grpc", "127.0.0.1:7070", "address for clients")
 	f.StringVar(&c.http, "http", "127.0.0.1:7071", "address of the registry (/v2/), /metrics and /healthz")
-	f.StringVar(&c.registryHost, "registry-host", "", "host by which images of the embedded registry are named (default: the address of --http)")
+	f.StringVar(&c.registryHost, "registry-host", "", "host by which images of the embedded registry are named (default: the address of --http; needed where that is every address)")
 	f.StringArrayVar(&c.mirrors, "registry-mirror", nil, "HOST=URL: ask URL before registry HOST; repeatable")
 	f.StringArrayVar(&c.insecureRegs, "insecure-registry", nil, "HOST[:PORT] that may be spoken to in plain HTTP; repeatable")
 	f.StringVar(&c.maxRootFS, "max-rootfs", "8GB", "largest unpacked root file system of an image; 0 for no limit")
-	f.StringVar(&c.cacheSize, "cache-size", "50GB", "ceiling of the cache")
-	f.StringVar(&c.cacheMinFree, "cache-min-free", "", "free disk space that the cache leaves (default 5 %, at most 5GB)")
+	f.StringVar(&c.cacheSize, "cache-size", "50GB", "ceiling of the cache; above 0")
+	f.StringVar(&c.cacheMinFree, "cache-min-free", "", "free disk space that the cache leaves, 0 for none (default 5 %, at most 5GB)")
 	f.IntVar(&c.maxBuilds, "max-builds", 4, "builds at a time; more wait in the queue")
 	f.StringVar(&c.network, "network", "sandbox", "network of RUN steps: sandbox, none or host")
 	f.StringVar(&c.buildCA, "build-ca", "", "PEM bundle that RUN steps trust; it never gets into an image")
@@ -77,6 +77,7 @@ func (c *config) register(f *pflag.FlagSet) {
 	f.Int64Var(&c.buildPids, "build-pids", 32768, "processes of a RUN step; 0 for no limit")
 	f.DurationVar(&c.buildTimeout, "build-timeout", time.Hour, "longest time of one build; 0 for no limit")
 	f.DurationVar(&c.drainTimeout, "drain-timeout", 10*time.Minute, "how long SIGTERM lets running builds go on")
+	f.DurationVar(&c.clientGrace, "client-grace", time.Minute, "how long a build goes on when its client is gone and may come back; 0 cancels it at once")
 	f.StringVar(&c.runc, "runc", "runc", "runc binary")
 	f.StringVar(&c.tlsCert, "tls-cert", "", "certificate file of both addresses")
 	f.StringVar(&c.tlsKey, "tls-key", "", "key file of --tls-cert")
@@ -123,9 +124,9 @@ func fromEnv(f *pflag.FlagSet, env func(string) (string, bool)) error {
 
 // fromFile sets the flags that were not given from a TOML file.
 func fromFile(f *pflag.FlagSet, file string) error {
-	var keys map[string]any
-	if _, err := toml.DecodeFile(file, &keys); err != nil {
-		return fmt.Errorf("config: %w", err)
+	keys, err := readTOML(file)
+	if err != nil {
+		return err
 	}
 	var errs []error
 	for key, v := range keys {
@@ -161,10 +162,7 @@ func (c *config) check() error {
 	if c.maxRootFSBytes == 0 {
 		c.maxRootFSBytes = -1
 	}
-	if c.cacheBytes, err = size("cache-size", c.cacheSize); err != nil {
-		return err
-	}
-	if c.cacheFreeBytes, err = size("cache-min-free", c.cacheMinFree); err != nil {
+	if err := c.checkCache(); err != nil {
 		return err
 	}
 	if c.buildMemoryBytes, err = size("build-memory", c.buildMemory); err != nil {
@@ -175,6 +173,9 @@ func (c *config) check() error {
 	}
 	if c.maxBuilds < 1 {
 		return errors.New("--max-builds: at least 1")
+	}
+	if c.clientGrace < 0 {
+		return fmt.Errorf("--client-grace: %v is no length of time", c.clientGrace)
 	}
 	for _, s := range c.allowEgress {
 		p, err := netip.ParsePrefix(s)
@@ -194,7 +195,28 @@ func (c *config) check() error {
 	if err := c.parseMirrors(); err != nil {
 		return err
 	}
-	return errors.Join(c.checkAddr("grpc", c.grpc), c.checkAddr("http", c.http))
+	if err := errors.Join(c.checkAddr("grpc", c.grpc), c.checkAddr("http", c.http)); err != nil {
+		return err
+	}
+	return c.checkRegistryHost()
+}
+
+// checkCache reads the sizes of the cache. Left out, they are the cache's own
+// defaults, which it knows by 0.
+func (c *config) checkCache() (err error) {
+	if c.cacheBytes, err = size("cache-size", c.cacheSize); err != nil {
+		return err
+	}
+	if c.cacheSize != "" && c.cacheBytes == 0 {
+		return fmt.Errorf("--cache-size: a cache of %s holds nothing; give it a size like 50GB", c.cacheSize)
+	}
+	if c.cacheFreeBytes, err = size("cache-min-free", c.cacheMinFree); err != nil {
+		return err
+	}
+	if c.cacheMinFree != "" && c.cacheFreeBytes == 0 {
+		c.cacheFreeBytes = -1
+	}
+	return nil
 }
 
 func size(flag, s string) (int64, error) {
@@ -234,6 +256,19 @@ func (c *config) checkAddr(flag, addr string) error {
 		return nil
 	}
 	return fmt.Errorf("--%s %s: tokens would travel in plaintext to whoever can reach this address; give --tls-cert and --tls-key, or --insecure behind a proxy that does TLS", flag, addr)
+}
+
+// checkRegistryHost refuses to guess by which of many addresses others reach
+// the registry: its name becomes part of the name of each image.
+func (c *config) checkRegistryHost() error {
+	host, port, err := net.SplitHostPort(c.http)
+	if err != nil || c.registryHost != "" {
+		return err
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		return fmt.Errorf("--http %s listens on every address of this machine, and none of them can name images; give --registry-host, like slipway.example.com:%s", c.http, port)
+	}
+	return nil
 }
 
 func (c *config) logger() *slog.Logger {

@@ -24,6 +24,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/classic"
 	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/builder/prebuilt"
 	"github.com/slipwayhq/slipway/builder/sandbox"
 	"github.com/slipwayhq/slipway/fleet"
 	"github.com/slipwayhq/slipway/layercache"
@@ -42,6 +43,7 @@ type daemon struct {
 	closers  []func() error
 	metrics  *prometheus.Registry
 	counts   *server.Metrics
+	uploads  *pushd.JournalDir
 	auth     tokens.Authenticator
 	cache    *layercache.Store
 	registry *registry.Registry
@@ -61,7 +63,7 @@ func start(ctx context.Context, c *config, log *slog.Logger) (*daemon, error) {
 	d := &daemon{config: c, log: log, metrics: prometheus.NewRegistry()}
 	for _, open := range []func(context.Context) error{
 		d.openRoot, d.listen, d.openTokens, d.openMetrics, d.openCache, d.openRegistry,
-		d.openFleet, d.openRecords, d.openSandbox, d.openServer,
+		d.openPush, d.openFleet, d.openRecords, d.openSandbox, d.openServer,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, d.close())
@@ -125,11 +127,23 @@ func (d *daemon) listen(ctx context.Context) error {
 		return fmt.Errorf("--http: %w", err)
 	}
 	d.closing(ignoreClosed(d.httpAddr.Close))
-	d.host = d.config.registryHost
-	if d.host == "" {
-		d.host = d.httpAddr.Addr().String()
-	}
+	d.host = d.registryHost()
 	return nil
+}
+
+// registryHost is by which host images are named: as the operator says, else
+// as --http does, with the port that was free if that was left to the system.
+func (d *daemon) registryHost() string {
+	if d.config.registryHost != "" {
+		return d.config.registryHost
+	}
+	own := d.httpAddr.Addr().String()
+	host, _, err := net.SplitHostPort(d.config.http)
+	_, port, portErr := net.SplitHostPort(own)
+	if err != nil || portErr != nil || host == "localhost" {
+		return own
+	}
+	return net.JoinHostPort(host, port)
 }
 
 func ignoreClosed(f func() error) func() error {
@@ -191,6 +205,12 @@ func (d *daemon) openRegistry(ctx context.Context) (err error) {
 	return nil
 }
 
+// openPush finds the uploads that an earlier daemon did not finish.
+func (d *daemon) openPush(context.Context) (err error) {
+	d.uploads, err = pushd.OpenJournal(d.dir("push"))
+	return err
+}
+
 func (d *daemon) openFleet(ctx context.Context) (err error) {
 	d.engine, err = fleet.Open(ctx, d.dir("fleet"), &fleet.Options{Log: d.log.With("part", "fleet")})
 	if err != nil {
@@ -234,23 +254,28 @@ func (d *daemon) openServer(ctx context.Context) error {
 	if d.config.networkMode == sandbox.Host {
 		fetch = http.DefaultTransport
 	}
+	bases := base.NewResolver(base.Options{
+		Mirrors: d.config.mirrorURLs, Insecure: d.config.insecureRegs, Log: d.log,
+		IsLocal: d.isLocal, Local: d.localBase, Denied: func(err error) bool { return errors.Is(err, registry.ErrNotFound) },
+	})
 	pipeline := classic.New(classic.Options{
-		Bases: base.NewResolver(base.Options{
-			Mirrors: d.config.mirrorURLs, Insecure: d.config.insecureRegs, Log: d.log,
-			IsLocal: d.isLocal, Local: d.localBase, Denied: func(err error) bool { return errors.Is(err, registry.ErrNotFound) },
-		}),
+		Bases:    bases,
 		Unpacker: &layer.Unpacker{}, Runner: d.runner, Network: d.config.networkMode, Fetch: fetch,
 		Limits:  sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids},
 		Scratch: d.dir("views"), Observe: d.counts, Log: d.log,
 	})
 	b := builder.New(builder.Options{
 		Cache: d.cache, Engine: pushd.NewEngine(&pushd.Options{Log: d.log.With("part", "push")}), Destination: d.destination(),
-		Pipelines: map[slipwayv1.Pipeline]builder.Pipeline{slipwayv1.Pipeline_PIPELINE_CLASSIC: pipeline},
-		MaxSize:   d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, Log: d.log,
+		Pipelines: map[slipwayv1.Pipeline]builder.Pipeline{
+			slipwayv1.Pipeline_PIPELINE_CLASSIC:  pipeline,
+			slipwayv1.Pipeline_PIPELINE_PREBUILT: prebuilt.New(prebuilt.Options{Bases: bases, Log: d.log}),
+		},
+		MaxSize: d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, Log: d.log,
 	})
 	d.server = server.New(server.Options{
 		Version: version, Auth: d.auth, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
-		Registry: d.host, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
+		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
+		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
 	return d.server.Recover(ctx)
 }
@@ -275,7 +300,7 @@ func (d *daemon) localBase(name string) base.Repository {
 
 // destination opens the repositories that images go to.
 func (d *daemon) destination() builder.Destination {
-	transport := pushd.NewTransport()
+	transport, hosts := pushd.NewTransport(), pushd.NewHosts()
 	return func(_ context.Context, name, app string, auth func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
 		if name == "" {
 			name = d.host + "/" + app
@@ -287,7 +312,9 @@ func (d *daemon) destination() builder.Destination {
 			}
 			return builder.Remote{Target: pushd.NewLocal(name, repo, d.dir("tmp")), Name: name}, nil
 		}
-		t, err := pushd.NewHTTP(name, &pushd.HTTPOptions{Auth: auth, Transport: transport, Insecure: d.mayBePlain(name)})
+		t, err := pushd.NewHTTP(name, &pushd.HTTPOptions{
+			Auth: auth, Transport: transport, Insecure: d.mayBePlain(name), Hosts: hosts, Journal: d.uploads,
+		})
 		if err != nil {
 			return builder.Remote{}, err
 		}

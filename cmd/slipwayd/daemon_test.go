@@ -57,6 +57,12 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
+func (o *output) reset() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.b.Reset()
+}
+
 // startDaemon starts a daemon that serves as mirror of Docker Hub, so that
 // "FROM busybox" finds what [daemon.push] put there. When the test ends it is
 // stopped, and must leave nothing.
@@ -85,7 +91,7 @@ func newDaemon(t testing.TB, args ...string) *daemon {
 // rootDir is a directory whose path is short: sockets live there.
 func rootDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "slipwayd-root-")
+	dir, err := os.MkdirTemp(bin, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sys/unix"
 
+	"github.com/slipwayhq/slipway/builder/base"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/registry"
 	"github.com/slipwayhq/slipway/tokens"
@@ -57,6 +58,28 @@ func (a registryAccess) Authorize(ctx context.Context, _, secret, repository str
 		}
 	}
 	return nil
+}
+
+// ownRepository returns the repository of this daemon's registry that an image
+// reference is read from, by its name or as a mirror.
+func (d *daemon) ownRepository(image string) (name string, own, mirrored bool) {
+	ref, err := base.Parse(image)
+	if err != nil {
+		return "", false, false
+	}
+	host, name := ref.Context().RegistryStr(), ref.Context().RepositoryStr()
+	if d.isLocal(host) {
+		return name, true, false
+	}
+	if host == "index.docker.io" {
+		host = "docker.io"
+	}
+	for _, m := range d.config.mirrorURLs[host] {
+		if d.isLocal(m.Host) {
+			return name, true, true
+		}
+	}
+	return "", false, false
 }
 
 // cutHost splits "host/path".

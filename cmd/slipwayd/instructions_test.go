@@ -350,14 +350,14 @@ func TestDockerfileElsewhere(t *testing.T) {
 func TestCompression(t *testing.T) {
 	t.Parallel()
 	d, _ := startWithBusybox(t)
-	for kind, media := range map[string]string{"gzip": "tar+gzip", "zstd": "tar+zstd", "none": "layer.v1.tar"} {
+	for kind, media := range map[string]string{"gzip": "tar+gzip", "zstd": "tar+zstd", "none": "layer.v1.tar", "auto": "layer.v1.tar"} {
 		t.Run(kind, func(t *testing.T) {
 			c := d.client()
 			c.t = t
 			data := strings.Repeat(kind+" ", 100000)
 			r := c.deploy("zip", dockerfile("FROM busybox", "COPY data /data").and("data", data).write(t), "--compression", kind)
 			top := r.Layers[len(r.Layers)-1]
-			if !strings.HasSuffix(top.MediaType, media) || kind != "none" && top.Size > top.Uncompressed/10 || kind == "none" && top.Size != top.Uncompressed {
+			if !strings.HasSuffix(top.MediaType, media) || (media == "layer.v1.tar") != (top.Size > top.Uncompressed/10) {
 				t.Errorf("layer %+v", top)
 			}
 			image, err := remote.Image(d.reference(r.Image), d.auth())
@@ -368,6 +368,28 @@ func TestCompression(t *testing.T) {
 				t.Error("the image has another content")
 			}
 		})
+	}
+	// Layers that exist stay as they are, unless that is asked for.
+	files := dockerfile("FROM busybox", "COPY data /data").and("data", strings.Repeat("data ", 100000)).write(t)
+	c := d.client()
+	before := c.deploy("zip", files)
+	kept := c.deploy("zip", files, "--compression", "zstd")
+	forced := c.deploy("zip", files, "--compression", "zstd", "--force-compression")
+	again := c.deploy("zip", files, "--compression", "zstd", "--force-compression")
+	if kept.Digest != before.Digest || forced.Digest == before.Digest || again.Digest != forced.Digest {
+		t.Errorf("digests %s, kept %s, forced %s, again %s", before.Digest, kept.Digest, forced.Digest, again.Digest)
+	}
+	for i, l := range forced.Layers {
+		if !strings.HasSuffix(l.MediaType, "tar+zstd") || l.DiffID != before.Layers[i].DiffID {
+			t.Errorf("forced layer %+v, was %+v", l, before.Layers[i])
+		}
+	}
+	image, err := remote.Image(d.reference(forced.Image), d.auth())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fileOf(t, unpack(t, image), "data"); got != strings.Repeat("data ", 100000) {
+		t.Error("the recompressed image has another content")
 	}
 	for level, want := range map[string]int{"1": exitDone, "9": exitDone, "77": exitUser} {
 		c := d.client()

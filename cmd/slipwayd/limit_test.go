@@ -120,7 +120,7 @@ func TestBaseTooLarge(t *testing.T) {
 	d.start()
 	dir := dockerfile("FROM "+d.http+"/wide:v1", "COPY unused /").and("unused", "u").write(t)
 	r := d.client().deployFails(exitTooLarge, "too_large", "narrow", dir)
-	if r.Error.Line != 1 || r.Error.Size == nil || !strings.Contains(r.Error.Size.Path, "zeros") {
+	if r.Error.Line != 1 || r.Error.Phase != "preflight" || r.Error.Size == nil || !strings.Contains(r.Error.Size.Path, "zeros") {
 		t.Errorf("error %+v", r.Error)
 	}
 	if r.Context.SentFiles != 0 {

@@ -46,7 +46,8 @@ func command() *cobra.Command {
 	return cmd
 }
 
-// run starts the daemon and serves until ctx ends.
+// run starts the daemon and serves until ctx ends. That is no error, also when
+// it comes before the daemon is ready.
 func run(ctx context.Context, c *config) error {
 	log := c.logger()
 	slog.SetDefault(log)
@@ -57,6 +58,10 @@ func run(ctx context.Context, c *config) error {
 	}
 	defer unlock()
 	d, err := start(ctx, c, log)
+	if err != nil && ctx.Err() != nil {
+		log.Info("stopped before it was ready", "err", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

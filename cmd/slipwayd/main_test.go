@@ -2,7 +2,7 @@
 // slipway command and look at what reaches the registry.
 //
 // daemon_test.go starts and stops daemons, client_test.go runs the client,
-// bases_test.go makes base images, image_test.go pulls and runs what was
+// runs_test.go keeps the files of runs apart, bases_test.go makes base images, image_test.go pulls and runs what was
 // built. The other files are the tests, named for what they are about.
 //
 // They need root, runc, a static busybox and, for some, debootstrap and the
@@ -24,7 +24,7 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// bin has the programs under test.
+// bin has the programs under test, and the roots of daemons.
 var bin string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -32,12 +32,15 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 func run(m *testing.M) int {
 	logrus.SetOutput(io.Discard) // registries in this process log every 404
 	logs.Warn = log.New(io.Discard, "", 0)
-	dir, err := os.MkdirTemp("", "slipwayd-test-")
+	if err := sweepRuns(os.TempDir()); err != nil {
+		fmt.Fprintln(os.Stderr, err) // what is left now is left for the next run
+	}
+	dir, done, err := newRun(os.TempDir())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer done()
 	bin = dir
 	build := exec.Command("go", "build", "-o", bin+"/", "../slipwayd", "../slipway")
 	if out, err := build.CombinedOutput(); err != nil {

@@ -44,6 +44,11 @@ func TestRefusedBeforeBuilding(t *testing.T) {
 		{name: "COPY of what is not there", files: dockerfile("FROM busybox", "RUN true", "COPY nosuch /"), exit: exitUser, code: "file_not_found", line: 3, says: []string{"nosuch"}},
 		{name: "COPY of what is ignored", files: dockerfile("FROM busybox", "COPY secret /").and("secret", "s").and(".dockerignore", "secret\n"),
 			exit: exitUser, code: "file_not_found", line: 2, says: []string{"secret", ".dockerignore"}},
+		{name: "ADD of a repository", files: dockerfile("FROM busybox", "ADD https://github.com/org/repo.git#v1 /src"), exit: exitUser, code: "not_supported", line: 2,
+			says: []string{"Git repository", "clone"}},
+		{name: "secret that nothing reads", files: ok, args: []string{"--build-secret", "npm=x"}, exit: exitUser, code: "not_supported", says: []string{"--build-secret npm"}},
+		{name: "a level for auto", files: ok, args: []string{"--compression", "auto", "--compression-level", "3"}, exit: exitUser, code: "invalid_argument", says: []string{"chooses the level"}},
+		{name: "registry's port", files: ok, env: []string{"SLIPWAY_ADDR=" + d.http}, exit: exitUnavailable, code: "unavailable", says: []string{d.http + " is a web server", "7070"}},
 		{name: "COPY from outside", files: dockerfile("FROM busybox", "COPY ../x /"), exit: exitUser, line: 2},
 	}
 	for _, test := range tests {
@@ -74,6 +79,24 @@ func TestRefusedBeforeBuilding(t *testing.T) {
 	}
 	if got := d.tags("refused"); len(got) != 0 {
 		t.Errorf("refused deploys pushed %q", got)
+	}
+}
+
+// What people see when nothing has changed.
+func TestUnchangedOutput(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	c := d.client()
+	dir := dockerfile("FROM scratch", "COPY a /a", "CMD [\"/a\"]").and("a", "a").write(t)
+	deploy := []string{"deploy", dir, "-a", "same", "--compression", "zstd", "--compression-level", "19"}
+	if first := c.slipway(deploy...); first.code() != exitDone {
+		t.Fatalf("exit code %d\n%s", first.code(), first.text())
+	}
+	again := c.slipway(deploy...)
+	for _, s := range []string{"2 files unchanged → sent 0\n", "3 of 3 steps cached\n", "all layers present\n", " kB of 8 GB "} {
+		if !strings.Contains(again.stderr.String(), s) {
+			t.Errorf("no %q in\n%s", s, again.stderr.String())
+		}
 	}
 }
 

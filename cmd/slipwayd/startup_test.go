@@ -23,11 +23,29 @@ import (
 func TestRefusesToStart(t *testing.T) {
 	t.Parallel()
 	running := startDaemon(t)
+	file := func(text string) string {
+		name := filepath.Join(t.TempDir(), "config")
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	login, yaml, broken := file(`{"current":"127.0.0.1:7070","logins":[]}`), file("root: /srv\n"), file("max-builds = 2\nroot = /srv\n")
 	tests := []struct {
 		name string
 		args []string
 		says string
 	}{
+		{"a login file as settings", []string{"--config", login}, login + " is not TOML, it looks like the login file of the slipway command"},
+		{"YAML as settings", []string{"--config", yaml}, yaml + " is not TOML, it looks like YAML"},
+		{"TOML with a mistake", []string{"--config", broken}, broken + " is not TOML: line 2"},
+		{"settings that are not there", []string{"--config", "/nosuch.toml"}, "/nosuch.toml: no such file"},
+		{"images without a name", []string{"--http", "0.0.0.0:0", "--insecure"}, "--registry-host"},
+		{"images without a name, IPv6", []string{"--http", "[::]:0", "--insecure"}, "--registry-host"},
+		{"images without a name, no address", []string{"--http", ":0", "--insecure"}, "--registry-host"},
+		{"a cache of nothing", []string{"--cache-size", "0"}, "--cache-size"},
+		{"a cache of nothing, with a unit", []string{"--cache-size", "0GB"}, "--cache-size"},
+		{"a grace that is none", []string{"--client-grace", "-1s"}, "--client-grace"},
 		{"a root that is in use", []string{"--root", running.root}, "another slipwayd uses " + running.root},
 		{"an address that is in use", []string{"--grpc", running.grpc}, "address already in use"},
 		{"plaintext for everybody", []string{"--grpc", "0.0.0.0:0"}, "plaintext"},
@@ -75,6 +93,113 @@ func TestConfigFile(t *testing.T) {
 	}
 	if !strings.Contains(d.log.String(), `{"time":`) {
 		t.Errorf("the log is no JSON: %s", d.log)
+	}
+}
+
+// The client's environment is none of the daemon's business, and the daemon's
+// none of the client's.
+func TestSharedEnvironment(t *testing.T) {
+	t.Parallel()
+	logins := filepath.Join(t.TempDir(), "login.json")
+	d := newDaemon(t, "--registry-host", "images.test")
+	config := filepath.Join(t.TempDir(), "slipwayd.toml")
+	if err := os.WriteFile(config, []byte("max-builds = 2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	both := []string{"SLIPWAY_CONFIG=" + config, "SLIPWAY_LOGIN_FILE=" + logins, "SLIPWAY_INSECURE=1", "SLIPWAY_ADDR=" + d.grpc, "SLIPWAY_APP=shop"}
+	d.env = append(d.env, both...)
+	d.start()
+	c := d.client().with(both...)
+	if r := c.slipway("login", "-t", d.token); r.code() != exitDone {
+		t.Fatalf("login: exit code %d\n%s", r.code(), r.text())
+	}
+	saved, err := os.ReadFile(logins)
+	if err != nil || !strings.Contains(string(saved), d.token) {
+		t.Errorf("the login went elsewhere: %v", err)
+	}
+	json := logins + ".json"
+	if r := c.with("SLIPWAY_LOGIN_FILE=", "SLIPWAY_CONFIG="+json).slipway("login", "-t", d.token); r.code() != exitDone {
+		t.Errorf("login with a JSON file in SLIPWAY_CONFIG: exit code %d\n%s", r.code(), r.text())
+	}
+	if _, err := os.Stat(json); err != nil {
+		t.Errorf("the login went elsewhere: %v", err)
+	}
+	if r := c.with("SLIPWAY_LOGIN_FILE=").slipway("login", "-t", d.token); r.code() != exitDone {
+		t.Errorf("login with the daemon's file in SLIPWAY_CONFIG: exit code %d\n%s", r.code(), r.text())
+	}
+	if text, err := os.ReadFile(config); err != nil || string(text) != "max-builds = 2\n" {
+		t.Errorf("a login changed the daemon's settings: %q, %v", text, err)
+	}
+	elsewhere := c.with("SLIPWAY_ADDR=198.51.100.1:7070")
+	if r := elsewhere.with("SLIPWAY_ALLOW_PLAINTEXT=1").slipway("whoami", "--timeout", "1s"); r.code() == exitDone || strings.Contains(r.text(), "plaintext") {
+		t.Errorf("plaintext was allowed: exit code %d\n%s", r.code(), r.text())
+	}
+	if r := elsewhere.slipway("whoami"); r.code() != exitUser || !strings.Contains(r.text(), "plaintext") {
+		t.Errorf("the daemon's SLIPWAY_INSECURE let the client speak plaintext: exit code %d\n%s", r.code(), r.text())
+	}
+}
+
+// By the name that --http has, images are named.
+func TestRegistryHost(t *testing.T) {
+	t.Parallel()
+	name, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := net.LookupHost(name); err != nil {
+		t.Skip("needs an address of this machine's name:", err)
+	}
+	d := newDaemon(t, "--insecure")
+	_, port, _ := net.SplitHostPort(d.http)
+	d.args = append(d.args, "--http", name+":"+port)
+	d.start()
+	if want := "registry=" + name + ":" + port; !strings.Contains(d.log.String(), want) {
+		t.Errorf("no %s in %s", want, d.log)
+	}
+}
+
+// The order in which a start comes by these tells how far it is.
+func TestStoppedWhileStarting(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	for _, reached := range []string{"lock", "cache", "registry", "fleet", "records.db", "sandbox"} {
+		if err := os.RemoveAll(d.root); err != nil {
+			t.Fatal(err)
+		}
+		d.log.reset()
+		d.launch()
+		for begin := time.Now(); time.Since(begin) < 20*time.Second; {
+			if _, err := os.Stat(filepath.Join(d.root, reached)); err == nil {
+				break
+			}
+		}
+		d.signal(syscall.SIGTERM)
+		if d.exit != nil || strings.Contains(d.log.String(), "slipwayd: ") {
+			t.Errorf("stopped when it had %s: %v\n%s", reached, d.exit, d.log)
+		}
+		if log := d.log.String(); !strings.Contains(log, "stopped before it was ready") && !strings.Contains(log, "draining") {
+			t.Errorf("stopped when it had %s, the log does not say so: %s", reached, log)
+		}
+		d.checkNothingLeft()
+	}
+}
+
+// Records say who builds what: they are for nobody else.
+func TestRecordsAreProtected(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	files, err := filepath.Glob(filepath.Join(d.root, "records.db*"))
+	if err != nil || len(files) < 2 {
+		t.Fatalf("%q, %v; want the database and its log", files, err)
+	}
+	for _, f := range files {
+		info, err := os.Stat(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v", f, info.Mode())
+		}
 	}
 }
 

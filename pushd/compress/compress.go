@@ -1,12 +1,17 @@
 // Package compress turns a layer's tar into the bytes that go over the wire,
 // on all cores and in one pass.
 //
-// The stream is cut into members of 1 MiB that are compressed independently
-// and written in order: gzip members (RFC 1952, section 2.2) or zstd frames
-// (RFC 8878, section 3). Every standard decoder reads them as one stream.
-// Where a member is cut depends only on the input, never on how it arrives,
-// on timing or on the number of cores, so that the same layer always gets
-// the same digest.
+// The stream is cut into members of at most 1 MiB that are compressed
+// independently and written in order: gzip members (RFC 1952, section 2.2) or
+// zstd frames (RFC 8878, section 3). Every standard decoder reads them as one
+// stream. Where a member is cut depends only on the input, never on how it
+// arrives, on timing or on the number of cores, so that the same layer always
+// gets the same digest.
+//
+// Members may begin where the input's units do, such as the entries of a tar,
+// at units chosen by their names. Then most members of a layer that changed a
+// little are those of the layer before, and [Members] has them: they are
+// copied instead of made.
 //
 // Read [New] first.
 package compress
@@ -63,6 +68,8 @@ type Options struct {
 	Type     Type // "" means Gzip
 	Level    int  // gzip 1 to 9, zstd 1 to 22; 0 means the type's default
 	Parallel int  // members compressed at once; 0 means GOMAXPROCS; memory bounds it to about 9, less at high levels
+
+	Members Members // nil means that every member is made
 }
 
 // parallel returns how many goroutines compress, each with tables and about
@@ -101,7 +108,7 @@ func New(w io.Writer, o Options) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{w: w, newEncoder: newEncoder, parallel: o.parallel()}, nil
+	return &Writer{w: w, newEncoder: newEncoder, parallel: o.parallel(), members: o.Members, salt: o.salt()}, nil
 }
 
 func (o Options) encoder() (func() encoder, error) {

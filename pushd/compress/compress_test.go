@@ -121,31 +121,6 @@ func TestMembersAreIndependent(t *testing.T) {
 	}
 }
 
-func TestBoundary(t *testing.T) {
-	cut := func(bytesBefore int) []byte {
-		var out bytes.Buffer
-		w, _ := compress.New(&out, compress.Options{})
-		data := text(2 << 20)
-		_, _ = w.Write(data[:bytesBefore])
-		w.Boundary()
-		_, _ = w.Write(data[bytesBefore:])
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(unpack(t, compress.Gzip, out.Bytes()), data) {
-			t.Error("a boundary changed the content")
-		}
-		return out.Bytes()
-	}
-	plain := pack(t, compress.Options{}, text(2<<20), 1<<20)
-	if got := cut(100); !bytes.Equal(got, plain) {
-		t.Error("a boundary after 100 bytes ended a member")
-	}
-	if got := cut(600 << 10); bytes.Equal(got, plain) {
-		t.Error("a boundary after 600 KiB did not end the member")
-	}
-}
-
 // A brokenWriter fails once it has taken n bytes.
 type brokenWriter struct {
 	n   int
@@ -262,7 +237,7 @@ func FuzzWriter(f *testing.F) {
 					t.Fatal(err)
 				}
 				if boundary {
-					w.Boundary()
+					w.End()
 				}
 				rest = rest[n:]
 			}

@@ -15,7 +15,7 @@ type encoder interface {
 
 type gzipEncoder struct{ z *gzip.Writer }
 
-func newGzip(level int) encoder {
+func newKlauspost(level int) encoder {
 	z, err := gzip.NewWriterLevel(nil, level)
 	if err != nil {
 		panic(err) // the level was checked

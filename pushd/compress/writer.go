@@ -14,11 +14,18 @@ type Writer struct {
 	w          io.Writer
 	newEncoder func() encoder // nil: bytes pass as they are
 	parallel   int
+	members    Members // may be nil
+	salt       []byte  // of keys
 
-	cur    *member
-	made   int  // buffers made so far
-	begun  bool // a member was handed out
-	closed bool
+	cur      *member
+	buffered int  // buffers made so far
+	begun    bool // a member was handed out
+	closed   bool
+	large    bool  // the unit under way is a large one
+	known    known // what is written next
+
+	written int64    // to w
+	made    []Member // in the order of the stream
 
 	free  chan *member // buffers to use again
 	work  chan *member // to the compressing goroutines
@@ -32,6 +39,8 @@ type Writer struct {
 // A member is one independently compressed piece on its way through.
 type member struct {
 	in, out []byte
+	parts   []part        // of in; none if nobody asks for the key
+	key     Key           // of in, valid with out
 	ready   chan struct{} // gets a value when out is complete
 }
 
@@ -48,6 +57,9 @@ func (w *Writer) Write(p []byte) (int, error) {
 	for len(p) > 0 {
 		m := w.current()
 		take := min(memberSize-len(m.in), len(p))
+		if w.members != nil {
+			take = w.note(m, take)
+		}
 		m.in = append(m.in, p[:take]...)
 		p, n = p[take:], n+take
 		if len(m.in) == memberSize {
@@ -58,17 +70,6 @@ func (w *Writer) Write(p []byte) (int, error) {
 		}
 	}
 	return n, w.failed()
-}
-
-// Boundary says that what was written so far ends a unit, such as a file and
-// its header, and that the next begins. A member that is at least half full
-// ends there, so that a change inside one unit leaves the members of others as
-// they were. Boundaries count as input: streams with other boundaries may
-// compress to other bytes.
-func (w *Writer) Boundary() {
-	if w.cur != nil && len(w.cur.in) >= memberSize/2 {
-		w.dispatch()
-	}
 }
 
 // Close compresses what is left, waits until all was written to w and frees
@@ -124,8 +125,8 @@ func (w *Writer) current() *member {
 		return w.cur
 	default:
 	}
-	if w.made < w.buffers() {
-		w.made++
+	if w.buffered < w.buffers() {
+		w.buffered++
 		w.cur = &member{ready: make(chan struct{}, 1)}
 		return w.cur
 	}
@@ -157,7 +158,7 @@ func (w *Writer) start() {
 		w.done.Go(func() {
 			e := w.newEncoder()
 			for m := range w.work {
-				m.out = e.encode(m.out[:0], m.in)
+				w.fill(e, m)
 				m.ready <- struct{}{}
 			}
 		})
@@ -166,10 +167,9 @@ func (w *Writer) start() {
 		for m := range w.order {
 			<-m.ready
 			if w.failed() == nil {
-				_, err := w.w.Write(m.out)
-				w.fail(err)
+				w.deliver(m)
 			}
-			m.in = m.in[:0]
+			m.in, m.parts = m.in[:0], m.parts[:0]
 			w.free <- m
 		}
 	})

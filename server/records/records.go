@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -61,8 +62,12 @@ type Store struct{ db *sql.DB }
 var migrations embed.FS
 
 // Open opens the SQLite database in a file, making or migrating it. What a
-// call acknowledged survives a loss of power.
+// call acknowledged survives a loss of power. Nobody but the file's owner may
+// read it.
 func Open(ctx context.Context, file string) (*Store, error) {
+	if err := protect(file); err != nil {
+		return nil, fmt.Errorf("database %s: %w", file, err)
+	}
 	// Escaped, for the name of a directory may hold a question mark.
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)&_txlock=immediate")
 	if err != nil {
@@ -74,6 +79,26 @@ func Open(ctx context.Context, file string) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("database %s: %w", file, err), db.Close())
 	}
 	return &Store{db}, nil
+}
+
+// protect makes the database file before SQLite does, with a mode of its own,
+// and mends that of one that is there. SQLite gives its other files the mode of
+// the first. An existing file is not opened: closing it would take away the
+// locks that this process may have on it.
+func protect(file string) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err == nil {
+		return f.Close()
+	}
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Chmod(file+suffix, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {

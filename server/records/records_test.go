@@ -36,6 +36,37 @@ func TestSQLite(t *testing.T) {
 	})
 }
 
+// Who may not read records may not read the files that hold them either, also
+// where an earlier version made them.
+func TestFilesAreProtected(t *testing.T) {
+	for _, made := range []os.FileMode{0, 0o644} {
+		file := filepath.Join(t.TempDir(), "records.db")
+		if made != 0 {
+			for _, suffix := range []string{"", "-wal", "-shm"} {
+				if err := os.WriteFile(file+suffix, nil, made); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		s, err := records.Open(t.Context(), file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			info, err := os.Stat(file + suffix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.Mode().Perm() != 0o600 {
+				t.Errorf("made with mode %v: %s has %v", made, filepath.Base(file+suffix), info.Mode())
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // contract holds a database to what Store promises. open returns a store, and
 // what opens it again.
 func contract(t *testing.T, open func(*testing.T) (*records.Store, func() *records.Store)) {

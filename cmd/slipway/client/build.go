@@ -23,12 +23,13 @@ const wantsServed = 2
 
 // Context is the build context as a build sends it.
 type Context interface {
-	// ToProto passes the manifest on in parts, the last one marked. It stops
-	// at the first error of send.
-	ToProto(send func(*slipwayv1.ManifestPart) error) error
+	// Manifest makes the manifest, which may take a while, and passes it on
+	// in parts, the last one marked. It stops at the first error of send, and
+	// when ctx ends. Another error fails the build.
+	Manifest(ctx context.Context, send func(*slipwayv1.ManifestPart) error) error
 
-	// Send reads what w wants and passes it to emit in frames, in order. It
-	// may be called concurrently. A file that it cannot send as the manifest
+	// Send reads what w wants of the manifest and passes it to emit in frames,
+	// in order. It may be called concurrently. A file that it cannot send as the manifest
 	// says it reports in a frame.
 	Send(ctx context.Context, w *slipwayv1.Want, emit func(*slipwayv1.ContentFrame) error) error
 }
@@ -54,7 +55,9 @@ type Job struct {
 func (c *Client) Build(ctx context.Context, j Job) (*slipwayv1.Result, error) {
 	// The session outlives ctx, so that there is a stream to cancel on.
 	live, stop := context.WithCancelCause(context.WithoutCancel(ctx))
-	b := &build{c: c, job: j, obs: &observed{to: j.Observer}, stop: stop}
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	b := &build{c: c, job: j, obs: &observed{to: j.Observer}, stop: stop, giveUp: giveUp}
 	b.sendCtx, b.stopSending = context.WithCancel(live)
 	b.wants = make(chan struct{}, wantsServed)
 	defer b.group.Wait()
@@ -74,11 +77,27 @@ func (c *Client) Build(ctx context.Context, j Job) (*slipwayv1.Result, error) {
 	defer close(done)
 	b.group.Go(func() { b.interrupt(ctx, live, done) })
 	b.group.Go(b.open)
-	return b.receive(ctx, live)
+	res, err := b.receive(ctx, live)
+	if own := ownCause(ctx); own != nil && (err != nil || res.GetError() != nil) {
+		return nil, own // the daemon only says that the build was cancelled
+	}
+	return res, err
+}
+
+// ownCause returns why this side gave a build up; nil if somebody interrupted
+// it or nothing did.
+func ownCause(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if cause == nil || errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
+		return nil
+	}
+	return AsError(cause)
 }
 
 // build is one run of [Client.Build].
 type build struct {
+	giveUp context.CancelCauseFunc // cancels the build for a reason of this side
+
 	c   *Client
 	job Job
 	obs *observed
@@ -108,14 +127,14 @@ func (b *build) open() {
 		return
 	}
 	var broken error
-	err := b.job.Context.ToProto(func(part *slipwayv1.ManifestPart) error {
+	err := b.job.Context.Manifest(b.sendCtx, func(part *slipwayv1.ManifestPart) error {
 		if broken = b.sendCtx.Err(); broken == nil {
 			broken = b.send(&slipwayv1.BuildRequest{Message: &slipwayv1.BuildRequest_Manifest{Manifest: part}})
 		}
 		return broken
 	})
-	if err != nil && broken == nil {
-		b.stop(AsError(err))
+	if err != nil && broken == nil && b.sendCtx.Err() == nil {
+		b.giveUp(err)
 	}
 }
 
@@ -230,7 +249,9 @@ func (b *build) interrupt(ctx, live context.Context, done <-chan struct{}) {
 	case <-done:
 		return
 	}
-	b.obs.do(Observer.Cancelling)
+	if ownCause(ctx) == nil {
+		b.obs.do(Observer.Cancelling)
+	}
 	b.stopSending()
 	if !b.broken.Load() {
 		b.group.Go(func() {

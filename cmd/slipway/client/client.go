@@ -151,6 +151,9 @@ func (c *Client) fail(err error) *Error {
 		return e
 	}
 	st := status.Convert(err)
+	if e := c.wrongPort(st.Message()); e != nil {
+		return e
+	}
 	if st.Code() == codes.Unavailable {
 		return c.unavailable(st.Message())
 	}
@@ -162,6 +165,19 @@ func (c *Client) fail(err error) *Error {
 	if e.Code == CodeTimeout {
 		e.Message = fmt.Sprintf("%s did not answer within %s", c.opts.Address, c.opts.timeout())
 	}
+	return e
+}
+
+// wrongPort returns an error if gRPC's text is about a web server, nil else:
+// who gives the daemon's HTTP address instead of its gRPC address gets there.
+// Plaintext, it answers in HTTP/1; with TLS in HTTP/2, but not as gRPC does.
+func (c *Client) wrongPort(text string) *Error {
+	if !strings.Contains(text, "looked like an HTTP/1") && !strings.Contains(text, "unexpected HTTP status code received from server: 404") {
+		return nil
+	}
+	e := NewError(CodeUnavailable, slipwayv1.Blame_BLAME_USER, c.opts.Address.HostPort()+" is a web server, like the daemon's HTTP port",
+		"Give the daemon's gRPC port, usually "+defaultPort+".")
+	e.Phase = "connect"
 	return e
 }
 

@@ -3,6 +3,8 @@ package client_test
 import (
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -74,6 +76,32 @@ func TestPlaintextStaysHere(t *testing.T) {
 		t.Fatalf("with consent: %v", err)
 	}
 	c.Close()
+}
+
+// The daemon's HTTP port is taken for its gRPC port.
+func TestWrongPort(t *testing.T) {
+	plain := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(plain.Close)
+	secure := httptest.NewUnstartedServer(http.NotFoundHandler())
+	secure.EnableHTTP2 = true
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	for _, url := range []string{plain.URL, secure.URL} {
+		a, err := client.ParseAddress(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := client.New(client.Options{Address: a, Token: "x", SkipVerify: a.TLS})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.WhoAmI(t.Context())
+		c.Close()
+		e := client.AsError(err)
+		if e.GetCode() != client.CodeUnavailable || !strings.Contains(e.GetMessage(), a.HostPort()+" is a web server") || !strings.Contains(e.GetHint(), "7070") || strings.Contains(e.GetHint(), "https") {
+			t.Errorf("%s: %v; hint %q", url, e, e.GetHint())
+		}
+	}
 }
 
 func TestAsError(t *testing.T) {

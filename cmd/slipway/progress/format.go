@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -45,11 +46,16 @@ func delta(n int64) string {
 	return fmt.Sprintf("%+.*f %s", digits, v, units[u])
 }
 
-// gigabytes returns used and limit in one unit: "0.24", "8 GB".
+// gigabytes returns used and limit in one unit, "0.24", "8 GB", or where used
+// is too little for that in two: "2.7 MB", "8 GB".
 func gigabytes(used, limit uint64) (string, string) {
 	v, u := scale(float64(limit))
-	div := math.Pow(1000, float64(u))
-	return fmt.Sprintf("%.2f", float64(used)/div), strconv.FormatFloat(math.Round(v*100)/100, 'f', -1, 64) + " " + units[u]
+	share := float64(used) / math.Pow(1000, float64(u))
+	text := fmt.Sprintf("%.2f", share)
+	if share < 0.1 {
+		text = Size(used)
+	}
+	return text, strconv.FormatFloat(math.Round(v*100)/100, 'f', -1, 64) + " " + units[u]
 }
 
 // Count returns n with separators: 1,204.
@@ -67,6 +73,22 @@ func plural[N int | int64 | uint64 | uint32](n N, noun string) string {
 		return "1 " + noun
 	}
 	return Count(n) + " " + noun + "s"
+}
+
+// Join returns a message and what follows it, each as a sentence or clause of
+// its own.
+func Join(message, more string) string {
+	last, _ := utf8.DecodeLastRuneInString(message)
+	first, _ := utf8.DecodeRuneInString(more)
+	switch {
+	case message == "" || more == "":
+		return message + more
+	case strings.ContainsRune(".?!…:", last):
+		return message + " " + more
+	case unicode.IsLower(first):
+		return message + "; " + more
+	}
+	return message + ". " + more
 }
 
 // Duration returns d as 0.3s, 14.2s, 1m42s, 2h05m.

@@ -41,7 +41,8 @@ type Plain struct {
 	plan    plan
 	lines   int     // printed
 	cached  []*step // not printed yet: if all are, one line says so
-	missed  bool    // some step was not cached
+	missed  bool    // some step was not cached, or it is known that none was
+	whole   bool    // every step was cached
 	context transfer
 	sent    *slipwayv1.ContextProgress
 	push    transfer
@@ -225,7 +226,7 @@ func (p *Plain) phase(ph *slipwayv1.Phase) {
 	case slipwayv1.PhaseName_PHASE_NAME_CONTEXT:
 		p.context.active, p.context.began, p.context.at = !ph.GetDone(), now, now
 		if ph.GetDone() {
-			p.row("context", ph.GetDurationMs(), sent(p.sent, ph.GetDetail()))
+			p.row("context", ph.GetDurationMs(), sent(p.sent, ph.GetDetail(), p.whole || !p.missed))
 		}
 	case slipwayv1.PhaseName_PHASE_NAME_BUILD:
 		if ph.GetDone() {
@@ -240,13 +241,19 @@ func (p *Plain) row(name string, ms int64, text string) {
 	p.say("%s", row(p.style, name, millis(ms), text))
 }
 
-// sent says what of the context travelled.
-func sent(c *slipwayv1.ContextProgress, detail string) string {
+// sent says what of the context travelled; cached, that every step so far was
+// found in the cache.
+func sent(c *slipwayv1.ContextProgress, detail string, cached bool) string {
 	switch {
 	case c == nil:
 		return detail
-	case c.GetSentFiles() == 0:
+	case c.GetFiles() == 0:
+		return "no files"
+	case c.GetWantedFiles() == 0 && c.GetSentFiles() == 0 && cached:
 		return plural(c.GetFiles(), "file") + " unchanged → sent 0"
+	case c.GetWantedFiles() == 0 && c.GetSentFiles() == 0:
+		// The daemon has what the steps read, or they read nothing.
+		return fmt.Sprintf("%s, %s → sent 0", plural(c.GetFiles(), "file"), Size(c.GetBytes()))
 	}
 	return fmt.Sprintf("%s, %s → sent %s, %s", plural(c.GetFiles(), "file"), Size(c.GetBytes()), plural(c.GetSentFiles(), "file"), Size(c.GetWireBytes()))
 }
@@ -254,7 +261,7 @@ func sent(c *slipwayv1.ContextProgress, detail string) string {
 // summary replaces the lines of cached steps by one if no other step ran.
 func (p *Plain) summary(ms int64) {
 	if n := len(p.cached); n > 0 && !p.missed {
-		p.cached, p.missed = nil, true
+		p.cached, p.missed, p.whole = nil, true, true
 		p.row("build", ms, fmt.Sprintf("%d of %s cached", n, plural(len(p.plan.order), "step")))
 		return
 	}
@@ -295,15 +302,14 @@ func (p *Plain) done(d *slipwayv1.StepDone) {
 	for i := range st.out {
 		p.output(st, st.out[i].flush())
 	}
-	st.done, st.cached = true, d.GetCached()
+	st.end(d)
 	switch {
-	case d.GetError() != "":
-		st.failed = d
+	case st.failed != nil:
 		p.missed = true
-	case d.GetCached() && p.missed:
+	case st.cached && p.missed:
 		p.cached = append(p.cached, st)
 		p.flush()
-	case d.GetCached():
+	case st.cached:
 		p.cached = append(p.cached, st)
 	default:
 		p.flush()

@@ -134,6 +134,77 @@ func TestPlainUnchanged(t *testing.T) {
 `)
 }
 
+func contextDone(c *slipwayv1.ContextProgress) []any {
+	return []any{c, &slipwayv1.Phase{Name: slipwayv1.PhaseName_PHASE_NAME_CONTEXT, Done: true, DurationMs: 100}}
+}
+
+func TestPlainContext(t *testing.T) {
+	for want, c := range map[string]*slipwayv1.ContextProgress{
+		"no files":                          {},
+		"1 file unchanged → sent 0":         {Files: 1, Bytes: 12},
+		"12,000 files unchanged → sent 0":   {Files: 12000, Bytes: 716_000_000},
+		"2 files, 9 kB → sent 1 file, 1 kB": {Files: 2, Bytes: 9000, WantedFiles: 1, WantedBytes: 5000, SentFiles: 1, SentBytes: 5000, WireBytes: 1000},
+		"2 files, 9 kB → sent 0 files, 0 B": {Files: 2, Bytes: 9000, WantedFiles: 1, WantedBytes: 5000},
+	} {
+		if got := show(nil, nil, contextDone(c)...); !strings.HasSuffix(got, "   "+want+"\n") {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// FROM scratch does nothing, and so is never missed.
+func TestPlainFromScratch(t *testing.T) {
+	res := &slipwayv1.Result{Status: slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED}
+	for from, want := range map[string]string{
+		"FROM scratch": "2 of 2 steps cached", "from --platform=linux/arm64 scratch AS build": "2 of 2 steps cached",
+		"FROM scratchpad": "✓ [build 1/2]      0.0s   FROM scratchpad", "FROM base AS scratch": "✓ [build 1/2]      0.0s   FROM base AS scratch",
+	} {
+		got := show(nil, res, planOf(from, "COPY . ."), &slipwayv1.StepDone{Step: 0}, &slipwayv1.StepDone{Step: 1, Cached: true})
+		if !strings.Contains(got, want) {
+			t.Errorf("%s: no %q in\n%s", from, want, got)
+		}
+	}
+}
+
+func TestPlainSmall(t *testing.T) {
+	for used, want := range map[uint64]string{
+		512: "512 B of 8 GB", 2_700_000: "2.7 MB of 8 GB", 99_000_000: "99.0 MB of 8 GB", 240_000_000: "0.24 of 8 GB", 7_990_000_000: "7.99 of 8 GB",
+	} {
+		res := &slipwayv1.Result{Status: slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED, RootfsBytes: used, RootfsLimit: 8_000_000_000}
+		if got := show(nil, res); !strings.HasPrefix(got, "  rootfs "+want+" ") {
+			t.Errorf("%d bytes: %q, want %q", used, got, want)
+		}
+	}
+}
+
+func TestExcerptEndsWithTheFile(t *testing.T) {
+	for excerpt, want := range map[string]string{
+		"  1 | FROM a\n> 2 | RUN x\n  3 | \n":    "  Dockerfile:2\n      1 | FROM a\n    > 2 | RUN x\n  error:",
+		"    1 | FROM a\n>   2 | RUN x\n    3 |": "  Dockerfile:2\n        1 | FROM a\n    >   2 | RUN x\n  error:",
+		"  1 | \n> 2 | RUN x\n  3 | CMD y\n":     "  Dockerfile:2\n      1 | \n    > 2 | RUN x\n      3 | CMD y\n  error:",
+	} {
+		res := &slipwayv1.Result{Status: slipwayv1.ResultStatus_RESULT_STATUS_FAILED, Error: &slipwayv1.Error{Code: "x", Line: 2, Message: "m", Excerpt: excerpt}}
+		if got := show(&progress.PlainOptions{Quiet: true}, res); !strings.HasPrefix(got, want) {
+			t.Errorf("%q: got\n%s\nwant\n%s", excerpt, got, want)
+		}
+	}
+}
+
+func TestJoin(t *testing.T) {
+	for want, parts := range map[string][2]string{
+		"which app? Name it.":         {"which app?", "Name it."},
+		"no daemon (x). Start one.":   {"no daemon (x)", "Start one."},
+		"no token; give one":          {"no token", "give one"},
+		"it is so. Deploy again":      {"it is so.", "Deploy again"},
+		"no token. --access-token is": {"no token", "--access-token is"},
+		"alone":                       {"alone", ""}, "only": {"", "only"},
+	} {
+		if got := progress.Join(parts[0], parts[1]); got != want {
+			t.Errorf("%q: got %q, want %q", parts, got, want)
+		}
+	}
+}
+
 func TestPlainFailure(t *testing.T) {
 	res := &slipwayv1.Result{
 		Status: slipwayv1.ResultStatus_RESULT_STATUS_FAILED,
@@ -185,10 +256,25 @@ func TestPlainTooLarge(t *testing.T) {
 `)
 }
 
+func TestPlainTooLargeKeepsOne(t *testing.T) {
+	res := &slipwayv1.Result{Status: slipwayv1.ResultStatus_RESULT_STATUS_FAILED, Error: &slipwayv1.Error{Code: "too_large", Size: &slipwayv1.SizeReport{Total: 2, Limit: 1}}}
+	for steps, want := range map[int]string{0: "  Nothing was pushed.  exit", 1: "  Nothing was pushed. 1 finished step stays cached.  exit", 2: " 2 finished steps stay cached.  exit"} {
+		events := []any{planOf("FROM a", "COPY . .", "RUN x")}
+		for i := range steps {
+			events = append(events, &slipwayv1.StepDone{Step: uint32(i)})
+		}
+		if got := show(&progress.PlainOptions{Quiet: true}, res, events...); !strings.Contains(got, want) {
+			t.Errorf("%d steps: no %q in\n%s", steps, want, got)
+		}
+	}
+}
+
 func TestPlainCancelled(t *testing.T) {
 	compare(t, show(&progress.PlainOptions{Quiet: true}, &slipwayv1.Result{Status: slipwayv1.ResultStatus_RESULT_STATUS_CANCELLED},
 		planOf("FROM a", "COPY . ."), &slipwayv1.StepDone{Step: 0, Cached: true}, &slipwayv1.StepDone{Step: 1}),
 		"cancelled on the daemon; 2 finished steps stay cached.  exit code 130\n")
+	compare(t, show(&progress.PlainOptions{Quiet: true}, &slipwayv1.Result{Status: slipwayv1.ResultStatus_RESULT_STATUS_CANCELLED}, planOf("FROM a")),
+		"cancelled on the daemon; no step had finished.  exit code 130\n")
 }
 
 func TestPlainColour(t *testing.T) {
@@ -257,4 +343,14 @@ func FuzzPlainOutput(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A context of which nothing was needed is not called unchanged when a step
+// ran: that the daemon has it does not say that.
+func TestPlainContextOfABuildThatMissed(t *testing.T) {
+	got := show(nil, nil, append([]any{planOf("FROM a", "RUN b"), &slipwayv1.StepDone{Step: 0, Cached: true}, &slipwayv1.StepDone{Step: 1}},
+		contextDone(&slipwayv1.ContextProgress{Files: 12000, Bytes: 716_000_000})...)...)
+	if !strings.HasSuffix(got, "   12,000 files, 716 MB → sent 0\n") {
+		t.Errorf("got %q", got)
+	}
 }

@@ -32,6 +32,20 @@ type tailLine struct {
 	at   int
 }
 
+// fromScratch matches a FROM that stands on nothing. There is nothing to be
+// done for it, so it counts as cached.
+var fromScratch = regexp.MustCompile(`(?i)^from\s+(?:--\S+\s+)*(?-i:scratch)(?:\s|$)`)
+
+// end notes how a step ended.
+func (s *step) end(d *slipwayv1.StepDone) {
+	s.done, s.cached = true, d.GetCached()
+	if d.GetError() != "" {
+		s.failed = d
+		return
+	}
+	s.cached = s.cached || fromScratch.MatchString(s.source)
+}
+
 // plan keeps the steps of a build.
 type plan struct {
 	steps  map[uint32]*step

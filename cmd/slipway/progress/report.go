@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -29,14 +30,25 @@ func (r *report) print(res *slipwayv1.Result) {
 	case res.GetStatus() == slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED:
 		r.succeeded(res)
 	case res.GetStatus() == slipwayv1.ResultStatus_RESULT_STATUS_CANCELLED:
-		n, _ := r.plan.kept()
-		verb := "stay"
-		if n == 1 {
-			verb = "stays"
+		line := "cancelled on the daemon; no step had finished."
+		if kept := r.kept(); kept != "" {
+			line = "cancelled on the daemon; " + kept
 		}
-		r.printf("%s", r.exit(fmt.Sprintf("cancelled on the daemon; %s %s cached.", plural(n, "finished step"), verb), client.ExitCancelled))
+		r.printf("%s", r.exit(line, client.ExitCancelled))
 	case res.GetError() != nil:
 		r.failed(client.FromProto(res.GetError()))
+	}
+}
+
+// kept says how many steps need not run again, "" if it is none.
+func (r *report) kept() string {
+	switch n, _ := r.plan.kept(); n {
+	case 0:
+		return ""
+	case 1:
+		return "1 finished step stays cached."
+	default:
+		return plural(n, "finished step") + " stay cached."
 	}
 }
 
@@ -133,10 +145,7 @@ func (r *report) failed(e *client.Error) {
 	if s := e.GetSize(); s != nil {
 		r.printf("%s", last)
 		r.size(s)
-		last = "  " + "Nothing was pushed."
-		if n, _ := r.plan.kept(); n > 0 {
-			last += fmt.Sprintf(" %s stay cached.", plural(n, "finished step"))
-		}
+		last = strings.TrimRight("  Nothing was pushed. "+r.kept(), " ")
 		if e.GetHint() != "" {
 			r.printf("  hint: %s", indent(e.GetHint()))
 		}
@@ -158,14 +167,7 @@ func ErrorLine(e *client.Error) string {
 }
 
 func oneLine(e *client.Error) string {
-	s := strings.Join(strings.Fields(e.Error()), " ")
-	if e.GetHint() == "" {
-		return s
-	}
-	if !strings.HasSuffix(s, ".") {
-		s += "."
-	}
-	return s + " " + strings.Join(strings.Fields(e.GetHint()), " ")
+	return Join(strings.Join(strings.Fields(e.Error()), " "), strings.Join(strings.Fields(e.GetHint()), " "))
 }
 
 func indent(s string) string {
@@ -213,10 +215,14 @@ func (r *report) excerpt(e *client.Error) {
 	if e.GetLine() > 0 && !strings.HasPrefix(text, name+":") {
 		r.printf("  %s:%d", name, e.GetLine())
 	}
-	for line := range strings.Lines(text) {
+	for line := range strings.Lines(emptyEnd.ReplaceAllString(text, "")) {
 		r.printf("    %s", strings.TrimRight(line, "\r\n"))
 	}
 }
+
+// emptyEnd matches a last line of an excerpt that has nothing but its number:
+// after the end of most files there is one.
+var emptyEnd = regexp.MustCompile(`\n *\d+ \| *$`)
 
 // around returns a line of content with its neighbours, numbered and marked.
 func around(content []byte, line int) string {

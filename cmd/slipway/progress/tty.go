@@ -255,12 +255,9 @@ func (t *TTY) log(l *slipwayv1.StepLog, now time.Time) {
 
 func (t *TTY) done(d *slipwayv1.StepDone, now time.Time) {
 	s := t.plan.get(d.GetStep())
-	s.done, s.cached = true, d.GetCached()
-	if d.GetError() != "" {
-		s.failed = d
-	}
+	s.end(d)
 	t.step(s, func(v *bkclient.Vertex) {
 		end(now)(v)
-		v.Cached, v.Error = d.GetCached(), d.GetError()
+		v.Cached, v.Error = s.cached, d.GetError()
 	})
 }

@@ -815,7 +815,8 @@ func (x *Dockerfile) GetContent() []byte {
 	return nil
 }
 
-// ContextInfo sums the context up before its manifest travels.
+// ContextInfo says that a build has a context and what is known of it before
+// it is read. The counts may be 0 then.
 type ContextInfo struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Entries uint64                 `protobuf:"varint,1,opt,name=entries,proto3" json:"entries,omitempty"`

@@ -1,0 +1,55 @@
+package server_test
+
+import (
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/slipwayhq/slipway/fleet"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/server"
+)
+
+// Who may not pull from a repository of the embedded registry gets nothing out
+// of it by deploying what it holds.
+func TestImageOfAnotherOrg(t *testing.T) {
+	d := start(t, &script{}, 1, func(o *server.Options, _ *fleet.Options) {
+		o.Repository = func(image string) (string, bool, bool) {
+			for prefix, mirrored := range map[string]bool{"reg.test/": false, "hub.test/": true} {
+				if name, ok := strings.CutPrefix(image, prefix); ok {
+					name, _, _ = strings.Cut(name, ":")
+					return name, true, mirrored
+				}
+			}
+			return "", false, false
+		}
+	})
+	// Both orgs may build apps of any name; the first has the repository.
+	d.call("acme", &slipwayv1.Start{App: "billing"}).result()
+	d.call("globex", &slipwayv1.Start{App: "billing"}).result()
+	for _, tc := range []struct {
+		token, image string
+		refused      bool
+	}{
+		{"acme", "reg.test/billing:v1", false},
+		{"globex", "reg.test/billing:v1", true},
+		{"shop", "reg.test/billing:v1", true}, // a deploy token of another app of the org
+		{"acme", "hub.test/billing:v1", false},
+		{"globex", "hub.test/billing:v1", true}, // a mirror is no way around
+		{"shop", "hub.test/billing:v1", true},
+		{"globex", "reg.test/library/debian:v1", false}, // nobody's app
+		{"shop", "reg.test/library/debian:v1", true},    // as with docker pull
+		{"shop", "hub.test/library/debian:v1", false},   // what is mirrored is for all
+		{"globex", "elsewhere.test/billing:v1", false},
+	} {
+		c := d.open(tc.token)
+		c.start(&slipwayv1.Start{App: "shop", Pipeline: slipwayv1.Pipeline_PIPELINE_PREBUILT, Image: tc.image})
+		_, err := c.stream.Recv()
+		if refused := status.Code(err) == codes.PermissionDenied; refused != tc.refused || !refused && err != nil {
+			t.Errorf("%s deploys %s: %v", tc.token, tc.image, err)
+		}
+		c.cancel()
+	}
+}
