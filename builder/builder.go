@@ -8,6 +8,7 @@ package builder
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"time"
 
@@ -46,6 +47,14 @@ type Session interface {
 	// Credentials asks the client for a registry's credentials. None is the
 	// zero value.
 	Credentials(ctx context.Context, host string) (authn.AuthConfig, error)
+
+	// Secret asks the client for a build secret. ok says whether it has one
+	// of this id. The value must stay in memory.
+	Secret(ctx context.Context, id string) (value []byte, ok bool, err error)
+
+	// Agent opens a connection to the SSH agent that the client forwards
+	// under the id. The caller closes it; it ends when the client goes.
+	Agent(ctx context.Context, id string) (io.ReadWriteCloser, error)
 
 	// Context tells what of the context has travelled so far.
 	Context() *slipwayv1.ContextProgress

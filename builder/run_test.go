@@ -41,8 +41,12 @@ func (session) Need(context.Context, ...[]int) error { return nil }
 func (session) Credentials(context.Context, string) (authn.AuthConfig, error) {
 	return authn.AuthConfig{}, nil
 }
-func (session) Context() *slipwayv1.ContextProgress { return &slipwayv1.ContextProgress{} }
-func (session) Emit(*slipwayv1.Event)               {}
+
+func (session) Secret(context.Context, string) ([]byte, bool, error) { return nil, false, nil }
+
+func (session) Agent(context.Context, string) (io.ReadWriteCloser, error) { return nil, io.EOF }
+func (session) Context() *slipwayv1.ContextProgress                       { return &slipwayv1.ContextProgress{} }
+func (session) Emit(*slipwayv1.Event)                                     {}
 
 // A script is a pipeline and its plan.
 type script struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"io"
 	"sync"
 	"time"
 
@@ -195,6 +196,21 @@ func (s *session) credentials(ctx context.Context, host string) (authn.AuthConfi
 	return authn.AuthConfig{
 		Username: c.GetUsername(), Password: c.GetPassword(), IdentityToken: c.GetIdentityToken(), RegistryToken: c.GetRegistryToken(),
 	}, nil
+}
+
+// Secret implements builder.Session.
+func (s *session) Secret(ctx context.Context, id string) ([]byte, bool, error) {
+	a, err := s.ask(ctx, &slipwayv1.Ask{Question: &slipwayv1.Ask_Secret{Secret: id}})
+	if err != nil {
+		return nil, false, err
+	}
+	_, ok := a.GetAnswer().(*slipwayv1.Answer_Secret)
+	return a.GetSecret(), ok, nil
+}
+
+// Agent implements builder.Session.
+func (s *session) Agent(context.Context, string) (io.ReadWriteCloser, error) {
+	return nil, failure.Userf(failure.NotSupported, "leave --mount=type=ssh out", "SSH agents are not forwarded yet")
 }
 
 // ask puts a question to the client and waits for the answer.

@@ -344,6 +344,10 @@ func (s *session) Credentials(_ context.Context, host string) (authn.AuthConfig,
 	return s.auth, nil
 }
 
+func (*session) Secret(context.Context, string) ([]byte, bool, error) { return nil, false, nil }
+
+func (*session) Agent(context.Context, string) (io.ReadWriteCloser, error) { return nil, io.EOF }
+
 func (s *session) Context() *slipwayv1.ContextProgress { return &slipwayv1.ContextProgress{} }
 
 func (s *session) Emit(e *slipwayv1.Event) {

@@ -80,6 +80,58 @@ func (Pipeline) EnumDescriptor() ([]byte, []int) {
 	return file_slipway_v1_build_proto_rawDescGZIP(), []int{0}
 }
 
+// CacheExportType names a way to keep a build's steps outside the daemon.
+type CacheExportType int32
+
+const (
+	CacheExportType_CACHE_EXPORT_TYPE_UNSPECIFIED CacheExportType = 0
+	// In the image itself: the steps of its own layers.
+	CacheExportType_CACHE_EXPORT_TYPE_INLINE CacheExportType = 1
+	// In a reference of their own.
+	CacheExportType_CACHE_EXPORT_TYPE_REGISTRY CacheExportType = 2
+)
+
+// Enum value maps for CacheExportType.
+var (
+	CacheExportType_name = map[int32]string{
+		0: "CACHE_EXPORT_TYPE_UNSPECIFIED",
+		1: "CACHE_EXPORT_TYPE_INLINE",
+		2: "CACHE_EXPORT_TYPE_REGISTRY",
+	}
+	CacheExportType_value = map[string]int32{
+		"CACHE_EXPORT_TYPE_UNSPECIFIED": 0,
+		"CACHE_EXPORT_TYPE_INLINE":      1,
+		"CACHE_EXPORT_TYPE_REGISTRY":    2,
+	}
+)
+
+func (x CacheExportType) Enum() *CacheExportType {
+	p := new(CacheExportType)
+	*p = x
+	return p
+}
+
+func (x CacheExportType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CacheExportType) Descriptor() protoreflect.EnumDescriptor {
+	return file_slipway_v1_build_proto_enumTypes[1].Descriptor()
+}
+
+func (CacheExportType) Type() protoreflect.EnumType {
+	return &file_slipway_v1_build_proto_enumTypes[1]
+}
+
+func (x CacheExportType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CacheExportType.Descriptor instead.
+func (CacheExportType) EnumDescriptor() ([]byte, []int) {
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{1}
+}
+
 // CompressionType names a layer compression.
 type CompressionType int32
 
@@ -121,11 +173,11 @@ func (x CompressionType) String() string {
 }
 
 func (CompressionType) Descriptor() protoreflect.EnumDescriptor {
-	return file_slipway_v1_build_proto_enumTypes[1].Descriptor()
+	return file_slipway_v1_build_proto_enumTypes[2].Descriptor()
 }
 
 func (CompressionType) Type() protoreflect.EnumType {
-	return &file_slipway_v1_build_proto_enumTypes[1]
+	return &file_slipway_v1_build_proto_enumTypes[2]
 }
 
 func (x CompressionType) Number() protoreflect.EnumNumber {
@@ -134,7 +186,7 @@ func (x CompressionType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CompressionType.Descriptor instead.
 func (CompressionType) EnumDescriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{1}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{2}
 }
 
 // EntryType says what an entry of the context is.
@@ -181,11 +233,11 @@ func (x EntryType) String() string {
 }
 
 func (EntryType) Descriptor() protoreflect.EnumDescriptor {
-	return file_slipway_v1_build_proto_enumTypes[2].Descriptor()
+	return file_slipway_v1_build_proto_enumTypes[3].Descriptor()
 }
 
 func (EntryType) Type() protoreflect.EnumType {
-	return &file_slipway_v1_build_proto_enumTypes[2]
+	return &file_slipway_v1_build_proto_enumTypes[3]
 }
 
 func (x EntryType) Number() protoreflect.EnumNumber {
@@ -194,7 +246,7 @@ func (x EntryType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EntryType.Descriptor instead.
 func (EntryType) EnumDescriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{2}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{3}
 }
 
 // Codec says how a frame's data is compressed.
@@ -231,11 +283,11 @@ func (x Codec) String() string {
 }
 
 func (Codec) Descriptor() protoreflect.EnumDescriptor {
-	return file_slipway_v1_build_proto_enumTypes[3].Descriptor()
+	return file_slipway_v1_build_proto_enumTypes[4].Descriptor()
 }
 
 func (Codec) Type() protoreflect.EnumType {
-	return &file_slipway_v1_build_proto_enumTypes[3]
+	return &file_slipway_v1_build_proto_enumTypes[4]
 }
 
 func (x Codec) Number() protoreflect.EnumNumber {
@@ -244,7 +296,7 @@ func (x Codec) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Codec.Descriptor instead.
 func (Codec) EnumDescriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{3}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{4}
 }
 
 // BuildStatus is where a build stands.
@@ -290,11 +342,11 @@ func (x BuildStatus) String() string {
 }
 
 func (BuildStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_slipway_v1_build_proto_enumTypes[4].Descriptor()
+	return file_slipway_v1_build_proto_enumTypes[5].Descriptor()
 }
 
 func (BuildStatus) Type() protoreflect.EnumType {
-	return &file_slipway_v1_build_proto_enumTypes[4]
+	return &file_slipway_v1_build_proto_enumTypes[5]
 }
 
 func (x BuildStatus) Number() protoreflect.EnumNumber {
@@ -303,7 +355,7 @@ func (x BuildStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BuildStatus.Descriptor instead.
 func (BuildStatus) EnumDescriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{4}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{5}
 }
 
 // BuildRequest is what the client says during Build.
@@ -316,6 +368,7 @@ type BuildRequest struct {
 	//	*BuildRequest_Content
 	//	*BuildRequest_Answer
 	//	*BuildRequest_Cancel
+	//	*BuildRequest_Agent
 	Message       isBuildRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -403,6 +456,15 @@ func (x *BuildRequest) GetCancel() *Cancel {
 	return nil
 }
 
+func (x *BuildRequest) GetAgent() *AgentFrame {
+	if x != nil {
+		if x, ok := x.Message.(*BuildRequest_Agent); ok {
+			return x.Agent
+		}
+	}
+	return nil
+}
+
 type isBuildRequest_Message interface {
 	isBuildRequest_Message()
 }
@@ -428,6 +490,11 @@ type BuildRequest_Cancel struct {
 	Cancel *Cancel `protobuf:"bytes,5,opt,name=cancel,proto3,oneof"`
 }
 
+type BuildRequest_Agent struct {
+	// agent is what an SSH agent said on a connection.
+	Agent *AgentFrame `protobuf:"bytes,6,opt,name=agent,proto3,oneof"`
+}
+
 func (*BuildRequest_Start) isBuildRequest_Message() {}
 
 func (*BuildRequest_Manifest) isBuildRequest_Message() {}
@@ -438,6 +505,8 @@ func (*BuildRequest_Answer) isBuildRequest_Message() {}
 
 func (*BuildRequest_Cancel) isBuildRequest_Message() {}
 
+func (*BuildRequest_Agent) isBuildRequest_Message() {}
+
 // BuildResponse is what the daemon says during Build.
 type BuildResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -447,6 +516,7 @@ type BuildResponse struct {
 	//	*BuildResponse_Want
 	//	*BuildResponse_Ask
 	//	*BuildResponse_Event
+	//	*BuildResponse_Agent
 	Message       isBuildResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -525,6 +595,15 @@ func (x *BuildResponse) GetEvent() *Event {
 	return nil
 }
 
+func (x *BuildResponse) GetAgent() *AgentFrame {
+	if x != nil {
+		if x, ok := x.Message.(*BuildResponse_Agent); ok {
+			return x.Agent
+		}
+	}
+	return nil
+}
+
 type isBuildResponse_Message interface {
 	isBuildResponse_Message()
 }
@@ -545,6 +624,11 @@ type BuildResponse_Event struct {
 	Event *Event `protobuf:"bytes,4,opt,name=event,proto3,oneof"`
 }
 
+type BuildResponse_Agent struct {
+	// agent is for an SSH agent that the client forwards.
+	Agent *AgentFrame `protobuf:"bytes,5,opt,name=agent,proto3,oneof"`
+}
+
 func (*BuildResponse_Accepted) isBuildResponse_Message() {}
 
 func (*BuildResponse_Want) isBuildResponse_Message() {}
@@ -552,6 +636,8 @@ func (*BuildResponse_Want) isBuildResponse_Message() {}
 func (*BuildResponse_Ask) isBuildResponse_Message() {}
 
 func (*BuildResponse_Event) isBuildResponse_Message() {}
+
+func (*BuildResponse_Agent) isBuildResponse_Message() {}
 
 // Start describes the build.
 type Start struct {
@@ -587,6 +673,18 @@ type Start struct {
 	SecretIds     []string     `protobuf:"bytes,18,rep,name=secret_ids,json=secretIds,proto3" json:"secret_ids,omitempty"`
 	Context       *ContextInfo `protobuf:"bytes,19,opt,name=context,proto3" json:"context,omitempty"`
 	ClientVersion string       `protobuf:"bytes,20,opt,name=client_version,json=clientVersion,proto3" json:"client_version,omitempty"`
+	// agent_ids name the SSH agents that the client forwards.
+	AgentIds []string `protobuf:"bytes,21,rep,name=agent_ids,json=agentIds,proto3" json:"agent_ids,omitempty"`
+	// no_cache_stages name stages whose steps are run, cached or not.
+	NoCacheStages []string `protobuf:"bytes,22,rep,name=no_cache_stages,json=noCacheStages,proto3" json:"no_cache_stages,omitempty"`
+	// cache_from are images and caches "host/path[:tag]" whose steps count as
+	// cached ones.
+	CacheFrom []string `protobuf:"bytes,23,rep,name=cache_from,json=cacheFrom,proto3" json:"cache_from,omitempty"`
+	// cache_to says where the build's steps go, for cache_from elsewhere.
+	CacheTo []*CacheExport `protobuf:"bytes,24,rep,name=cache_to,json=cacheTo,proto3" json:"cache_to,omitempty"`
+	// plan_only asks what the build would do. Nothing runs, travels or is
+	// pushed; the log has a Forecast before its result.
+	PlanOnly      bool `protobuf:"varint,25,opt,name=plan_only,json=planOnly,proto3" json:"plan_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -761,6 +859,104 @@ func (x *Start) GetClientVersion() string {
 	return ""
 }
 
+func (x *Start) GetAgentIds() []string {
+	if x != nil {
+		return x.AgentIds
+	}
+	return nil
+}
+
+func (x *Start) GetNoCacheStages() []string {
+	if x != nil {
+		return x.NoCacheStages
+	}
+	return nil
+}
+
+func (x *Start) GetCacheFrom() []string {
+	if x != nil {
+		return x.CacheFrom
+	}
+	return nil
+}
+
+func (x *Start) GetCacheTo() []*CacheExport {
+	if x != nil {
+		return x.CacheTo
+	}
+	return nil
+}
+
+func (x *Start) GetPlanOnly() bool {
+	if x != nil {
+		return x.PlanOnly
+	}
+	return false
+}
+
+// CacheExport is one place for a build's steps.
+type CacheExport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  CacheExportType        `protobuf:"varint,1,opt,name=type,proto3,enum=slipway.v1.CacheExportType" json:"type,omitempty"`
+	// ref is "host/path[:tag]", of CACHE_EXPORT_TYPE_REGISTRY only.
+	Ref string `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	// all keeps the steps of all stages, not only those of the image's layers.
+	All           bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheExport) Reset() {
+	*x = CacheExport{}
+	mi := &file_slipway_v1_build_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheExport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheExport) ProtoMessage() {}
+
+func (x *CacheExport) ProtoReflect() protoreflect.Message {
+	mi := &file_slipway_v1_build_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheExport.ProtoReflect.Descriptor instead.
+func (*CacheExport) Descriptor() ([]byte, []int) {
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CacheExport) GetType() CacheExportType {
+	if x != nil {
+		return x.Type
+	}
+	return CacheExportType_CACHE_EXPORT_TYPE_UNSPECIFIED
+}
+
+func (x *CacheExport) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *CacheExport) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
 // Dockerfile is the build's recipe; it may lie outside the context.
 type Dockerfile struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -773,7 +969,7 @@ type Dockerfile struct {
 
 func (x *Dockerfile) Reset() {
 	*x = Dockerfile{}
-	mi := &file_slipway_v1_build_proto_msgTypes[3]
+	mi := &file_slipway_v1_build_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +981,7 @@ func (x *Dockerfile) String() string {
 func (*Dockerfile) ProtoMessage() {}
 
 func (x *Dockerfile) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[3]
+	mi := &file_slipway_v1_build_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +994,7 @@ func (x *Dockerfile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dockerfile.ProtoReflect.Descriptor instead.
 func (*Dockerfile) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{3}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Dockerfile) GetName() string {
@@ -831,7 +1027,7 @@ type ContextInfo struct {
 
 func (x *ContextInfo) Reset() {
 	*x = ContextInfo{}
-	mi := &file_slipway_v1_build_proto_msgTypes[4]
+	mi := &file_slipway_v1_build_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +1039,7 @@ func (x *ContextInfo) String() string {
 func (*ContextInfo) ProtoMessage() {}
 
 func (x *ContextInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[4]
+	mi := &file_slipway_v1_build_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +1052,7 @@ func (x *ContextInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextInfo.ProtoReflect.Descriptor instead.
 func (*ContextInfo) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{4}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ContextInfo) GetEntries() uint64 {
@@ -908,7 +1104,7 @@ type Compression struct {
 
 func (x *Compression) Reset() {
 	*x = Compression{}
-	mi := &file_slipway_v1_build_proto_msgTypes[5]
+	mi := &file_slipway_v1_build_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1116,7 @@ func (x *Compression) String() string {
 func (*Compression) ProtoMessage() {}
 
 func (x *Compression) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[5]
+	mi := &file_slipway_v1_build_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1129,7 @@ func (x *Compression) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Compression.ProtoReflect.Descriptor instead.
 func (*Compression) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{5}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Compression) GetType() CompressionType {
@@ -970,7 +1166,7 @@ type ManifestPart struct {
 
 func (x *ManifestPart) Reset() {
 	*x = ManifestPart{}
-	mi := &file_slipway_v1_build_proto_msgTypes[6]
+	mi := &file_slipway_v1_build_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1178,7 @@ func (x *ManifestPart) String() string {
 func (*ManifestPart) ProtoMessage() {}
 
 func (x *ManifestPart) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[6]
+	mi := &file_slipway_v1_build_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1191,7 @@ func (x *ManifestPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestPart.ProtoReflect.Descriptor instead.
 func (*ManifestPart) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{6}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ManifestPart) GetEntries() []byte {
@@ -1022,7 +1218,7 @@ type ManifestEntries struct {
 
 func (x *ManifestEntries) Reset() {
 	*x = ManifestEntries{}
-	mi := &file_slipway_v1_build_proto_msgTypes[7]
+	mi := &file_slipway_v1_build_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1230,7 @@ func (x *ManifestEntries) String() string {
 func (*ManifestEntries) ProtoMessage() {}
 
 func (x *ManifestEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[7]
+	mi := &file_slipway_v1_build_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1243,7 @@ func (x *ManifestEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestEntries.ProtoReflect.Descriptor instead.
 func (*ManifestEntries) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{7}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ManifestEntries) GetEntries() []*ManifestEntry {
@@ -1080,7 +1276,7 @@ type ManifestEntry struct {
 
 func (x *ManifestEntry) Reset() {
 	*x = ManifestEntry{}
-	mi := &file_slipway_v1_build_proto_msgTypes[8]
+	mi := &file_slipway_v1_build_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1288,7 @@ func (x *ManifestEntry) String() string {
 func (*ManifestEntry) ProtoMessage() {}
 
 func (x *ManifestEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[8]
+	mi := &file_slipway_v1_build_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1301,7 @@ func (x *ManifestEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestEntry.ProtoReflect.Descriptor instead.
 func (*ManifestEntry) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{8}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ManifestEntry) GetPath() []byte {
@@ -1176,7 +1372,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_slipway_v1_build_proto_msgTypes[9]
+	mi := &file_slipway_v1_build_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1384,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[9]
+	mi := &file_slipway_v1_build_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1397,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{9}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Want) GetId() uint64 {
@@ -1237,7 +1433,7 @@ type ContentFrame struct {
 
 func (x *ContentFrame) Reset() {
 	*x = ContentFrame{}
-	mi := &file_slipway_v1_build_proto_msgTypes[10]
+	mi := &file_slipway_v1_build_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1445,7 @@ func (x *ContentFrame) String() string {
 func (*ContentFrame) ProtoMessage() {}
 
 func (x *ContentFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[10]
+	mi := &file_slipway_v1_build_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1458,7 @@ func (x *ContentFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContentFrame.ProtoReflect.Descriptor instead.
 func (*ContentFrame) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{10}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ContentFrame) GetWantId() uint64 {
@@ -1318,7 +1514,7 @@ type ContentError struct {
 
 func (x *ContentError) Reset() {
 	*x = ContentError{}
-	mi := &file_slipway_v1_build_proto_msgTypes[11]
+	mi := &file_slipway_v1_build_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1526,7 @@ func (x *ContentError) String() string {
 func (*ContentError) ProtoMessage() {}
 
 func (x *ContentError) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[11]
+	mi := &file_slipway_v1_build_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1539,7 @@ func (x *ContentError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContentError.ProtoReflect.Descriptor instead.
 func (*ContentError) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{11}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ContentError) GetEntry() uint32 {
@@ -1375,7 +1571,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_slipway_v1_build_proto_msgTypes[12]
+	mi := &file_slipway_v1_build_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1583,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[12]
+	mi := &file_slipway_v1_build_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1596,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{12}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -1469,7 +1665,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_slipway_v1_build_proto_msgTypes[13]
+	mi := &file_slipway_v1_build_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1677,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[13]
+	mi := &file_slipway_v1_build_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1690,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{13}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Answer) GetAskId() uint64 {
@@ -1570,7 +1766,7 @@ type None struct {
 
 func (x *None) Reset() {
 	*x = None{}
-	mi := &file_slipway_v1_build_proto_msgTypes[14]
+	mi := &file_slipway_v1_build_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1778,7 @@ func (x *None) String() string {
 func (*None) ProtoMessage() {}
 
 func (x *None) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[14]
+	mi := &file_slipway_v1_build_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1791,7 @@ func (x *None) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use None.ProtoReflect.Descriptor instead.
 func (*None) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{14}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{15}
 }
 
 // Credentials for a registry. All empty means anonymous.
@@ -1611,7 +1807,7 @@ type Credentials struct {
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_slipway_v1_build_proto_msgTypes[15]
+	mi := &file_slipway_v1_build_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1819,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[15]
+	mi := &file_slipway_v1_build_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1832,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{15}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Credentials) GetUsername() string {
@@ -1667,6 +1863,88 @@ func (x *Credentials) GetRegistryToken() string {
 	return ""
 }
 
+// AgentFrame carries bytes of one connection to an SSH agent. The daemon
+// opens a connection with its first frame; either side closes it.
+type AgentFrame struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// connection numbers the build's connections from 1.
+	Connection uint64 `protobuf:"varint,1,opt,name=connection,proto3" json:"connection,omitempty"`
+	// agent_id is one of the start's, in the first frame of a connection only.
+	AgentId string `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// data is 256 KiB at most.
+	Data  []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	Close bool   `protobuf:"varint,4,opt,name=close,proto3" json:"close,omitempty"`
+	// error says why the client closed the connection, if that was not asked.
+	Error         string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentFrame) Reset() {
+	*x = AgentFrame{}
+	mi := &file_slipway_v1_build_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentFrame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentFrame) ProtoMessage() {}
+
+func (x *AgentFrame) ProtoReflect() protoreflect.Message {
+	mi := &file_slipway_v1_build_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentFrame.ProtoReflect.Descriptor instead.
+func (*AgentFrame) Descriptor() ([]byte, []int) {
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AgentFrame) GetConnection() uint64 {
+	if x != nil {
+		return x.Connection
+	}
+	return 0
+}
+
+func (x *AgentFrame) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *AgentFrame) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *AgentFrame) GetClose() bool {
+	if x != nil {
+		return x.Close
+	}
+	return false
+}
+
+func (x *AgentFrame) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // Cancel stops the build.
 type Cancel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1676,7 +1954,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_slipway_v1_build_proto_msgTypes[16]
+	mi := &file_slipway_v1_build_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1966,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[16]
+	mi := &file_slipway_v1_build_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1979,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{16}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{18}
 }
 
 // Accepted tells the client the id of its build.
@@ -1716,7 +1994,7 @@ type Accepted struct {
 
 func (x *Accepted) Reset() {
 	*x = Accepted{}
-	mi := &file_slipway_v1_build_proto_msgTypes[17]
+	mi := &file_slipway_v1_build_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +2006,7 @@ func (x *Accepted) String() string {
 func (*Accepted) ProtoMessage() {}
 
 func (x *Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[17]
+	mi := &file_slipway_v1_build_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +2019,7 @@ func (x *Accepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accepted.ProtoReflect.Descriptor instead.
 func (*Accepted) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{17}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Accepted) GetBuildId() string {
@@ -1779,7 +2057,7 @@ type Build struct {
 
 func (x *Build) Reset() {
 	*x = Build{}
-	mi := &file_slipway_v1_build_proto_msgTypes[18]
+	mi := &file_slipway_v1_build_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +2069,7 @@ func (x *Build) String() string {
 func (*Build) ProtoMessage() {}
 
 func (x *Build) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[18]
+	mi := &file_slipway_v1_build_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +2082,7 @@ func (x *Build) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Build.ProtoReflect.Descriptor instead.
 func (*Build) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{18}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Build) GetId() string {
@@ -1893,7 +2171,7 @@ type GetBuildRequest struct {
 
 func (x *GetBuildRequest) Reset() {
 	*x = GetBuildRequest{}
-	mi := &file_slipway_v1_build_proto_msgTypes[19]
+	mi := &file_slipway_v1_build_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2183,7 @@ func (x *GetBuildRequest) String() string {
 func (*GetBuildRequest) ProtoMessage() {}
 
 func (x *GetBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[19]
+	mi := &file_slipway_v1_build_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2196,7 @@ func (x *GetBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBuildRequest.ProtoReflect.Descriptor instead.
 func (*GetBuildRequest) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{19}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetBuildRequest) GetId() string {
@@ -1937,7 +2215,7 @@ type GetBuildResponse struct {
 
 func (x *GetBuildResponse) Reset() {
 	*x = GetBuildResponse{}
-	mi := &file_slipway_v1_build_proto_msgTypes[20]
+	mi := &file_slipway_v1_build_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2227,7 @@ func (x *GetBuildResponse) String() string {
 func (*GetBuildResponse) ProtoMessage() {}
 
 func (x *GetBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[20]
+	mi := &file_slipway_v1_build_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2240,7 @@ func (x *GetBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBuildResponse.ProtoReflect.Descriptor instead.
 func (*GetBuildResponse) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{20}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetBuildResponse) GetBuild() *Build {
@@ -1986,7 +2264,7 @@ type ListBuildsRequest struct {
 
 func (x *ListBuildsRequest) Reset() {
 	*x = ListBuildsRequest{}
-	mi := &file_slipway_v1_build_proto_msgTypes[21]
+	mi := &file_slipway_v1_build_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1998,7 +2276,7 @@ func (x *ListBuildsRequest) String() string {
 func (*ListBuildsRequest) ProtoMessage() {}
 
 func (x *ListBuildsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[21]
+	mi := &file_slipway_v1_build_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2011,7 +2289,7 @@ func (x *ListBuildsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBuildsRequest.ProtoReflect.Descriptor instead.
 func (*ListBuildsRequest) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{21}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListBuildsRequest) GetApp() string {
@@ -2044,7 +2322,7 @@ type ListBuildsResponse struct {
 
 func (x *ListBuildsResponse) Reset() {
 	*x = ListBuildsResponse{}
-	mi := &file_slipway_v1_build_proto_msgTypes[22]
+	mi := &file_slipway_v1_build_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2334,7 @@ func (x *ListBuildsResponse) String() string {
 func (*ListBuildsResponse) ProtoMessage() {}
 
 func (x *ListBuildsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[22]
+	mi := &file_slipway_v1_build_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2347,7 @@ func (x *ListBuildsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBuildsResponse.ProtoReflect.Descriptor instead.
 func (*ListBuildsResponse) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{22}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListBuildsResponse) GetBuilds() []*Build {
@@ -2092,7 +2370,7 @@ type WatchBuildRequest struct {
 
 func (x *WatchBuildRequest) Reset() {
 	*x = WatchBuildRequest{}
-	mi := &file_slipway_v1_build_proto_msgTypes[23]
+	mi := &file_slipway_v1_build_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2382,7 @@ func (x *WatchBuildRequest) String() string {
 func (*WatchBuildRequest) ProtoMessage() {}
 
 func (x *WatchBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[23]
+	mi := &file_slipway_v1_build_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2395,7 @@ func (x *WatchBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBuildRequest.ProtoReflect.Descriptor instead.
 func (*WatchBuildRequest) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{23}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchBuildRequest) GetId() string {
@@ -2150,7 +2428,7 @@ type WatchBuildResponse struct {
 
 func (x *WatchBuildResponse) Reset() {
 	*x = WatchBuildResponse{}
-	mi := &file_slipway_v1_build_proto_msgTypes[24]
+	mi := &file_slipway_v1_build_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2440,7 @@ func (x *WatchBuildResponse) String() string {
 func (*WatchBuildResponse) ProtoMessage() {}
 
 func (x *WatchBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[24]
+	mi := &file_slipway_v1_build_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2453,7 @@ func (x *WatchBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBuildResponse.ProtoReflect.Descriptor instead.
 func (*WatchBuildResponse) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{24}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchBuildResponse) GetEvent() *Event {
@@ -2194,7 +2472,7 @@ type CancelBuildRequest struct {
 
 func (x *CancelBuildRequest) Reset() {
 	*x = CancelBuildRequest{}
-	mi := &file_slipway_v1_build_proto_msgTypes[25]
+	mi := &file_slipway_v1_build_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2484,7 @@ func (x *CancelBuildRequest) String() string {
 func (*CancelBuildRequest) ProtoMessage() {}
 
 func (x *CancelBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[25]
+	mi := &file_slipway_v1_build_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2497,7 @@ func (x *CancelBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelBuildRequest.ProtoReflect.Descriptor instead.
 func (*CancelBuildRequest) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{25}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CancelBuildRequest) GetId() string {
@@ -2238,7 +2516,7 @@ type CancelBuildResponse struct {
 
 func (x *CancelBuildResponse) Reset() {
 	*x = CancelBuildResponse{}
-	mi := &file_slipway_v1_build_proto_msgTypes[26]
+	mi := &file_slipway_v1_build_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2528,7 @@ func (x *CancelBuildResponse) String() string {
 func (*CancelBuildResponse) ProtoMessage() {}
 
 func (x *CancelBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_build_proto_msgTypes[26]
+	mi := &file_slipway_v1_build_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2541,7 @@ func (x *CancelBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelBuildResponse.ProtoReflect.Descriptor instead.
 func (*CancelBuildResponse) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_build_proto_rawDescGZIP(), []int{26}
+	return file_slipway_v1_build_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CancelBuildResponse) GetBuild() *Build {
@@ -2278,20 +2556,22 @@ var File_slipway_v1_build_proto protoreflect.FileDescriptor
 const file_slipway_v1_build_proto_rawDesc = "" +
 	"\n" +
 	"\x16slipway/v1/build.proto\x12\n" +
-	"slipway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16slipway/v1/event.proto\"\x8e\x02\n" +
+	"slipway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16slipway/v1/event.proto\"\xbe\x02\n" +
 	"\fBuildRequest\x12)\n" +
 	"\x05start\x18\x01 \x01(\v2\x11.slipway.v1.StartH\x00R\x05start\x126\n" +
 	"\bmanifest\x18\x02 \x01(\v2\x18.slipway.v1.ManifestPartH\x00R\bmanifest\x124\n" +
 	"\acontent\x18\x03 \x01(\v2\x18.slipway.v1.ContentFrameH\x00R\acontent\x12,\n" +
 	"\x06answer\x18\x04 \x01(\v2\x12.slipway.v1.AnswerH\x00R\x06answer\x12,\n" +
-	"\x06cancel\x18\x05 \x01(\v2\x12.slipway.v1.CancelH\x00R\x06cancelB\t\n" +
-	"\amessage\"\xc6\x01\n" +
+	"\x06cancel\x18\x05 \x01(\v2\x12.slipway.v1.CancelH\x00R\x06cancel\x12.\n" +
+	"\x05agent\x18\x06 \x01(\v2\x16.slipway.v1.AgentFrameH\x00R\x05agentB\t\n" +
+	"\amessage\"\xf6\x01\n" +
 	"\rBuildResponse\x122\n" +
 	"\baccepted\x18\x01 \x01(\v2\x14.slipway.v1.AcceptedH\x00R\baccepted\x12&\n" +
 	"\x04want\x18\x02 \x01(\v2\x10.slipway.v1.WantH\x00R\x04want\x12#\n" +
 	"\x03ask\x18\x03 \x01(\v2\x0f.slipway.v1.AskH\x00R\x03ask\x12)\n" +
-	"\x05event\x18\x04 \x01(\v2\x11.slipway.v1.EventH\x00R\x05eventB\t\n" +
-	"\amessage\"\xca\x06\n" +
+	"\x05event\x18\x04 \x01(\v2\x11.slipway.v1.EventH\x00R\x05event\x12.\n" +
+	"\x05agent\x18\x05 \x01(\v2\x16.slipway.v1.AgentFrameH\x00R\x05agentB\t\n" +
+	"\amessage\"\xff\a\n" +
 	"\x05Start\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x120\n" +
 	"\bpipeline\x18\x02 \x01(\x0e2\x14.slipway.v1.PipelineR\bpipeline\x126\n" +
@@ -2317,13 +2597,23 @@ const file_slipway_v1_build_proto_rawDesc = "" +
 	"\n" +
 	"secret_ids\x18\x12 \x03(\tR\tsecretIds\x121\n" +
 	"\acontext\x18\x13 \x01(\v2\x17.slipway.v1.ContextInfoR\acontext\x12%\n" +
-	"\x0eclient_version\x18\x14 \x01(\tR\rclientVersion\x1a<\n" +
+	"\x0eclient_version\x18\x14 \x01(\tR\rclientVersion\x12\x1b\n" +
+	"\tagent_ids\x18\x15 \x03(\tR\bagentIds\x12&\n" +
+	"\x0fno_cache_stages\x18\x16 \x03(\tR\rnoCacheStages\x12\x1d\n" +
+	"\n" +
+	"cache_from\x18\x17 \x03(\tR\tcacheFrom\x122\n" +
+	"\bcache_to\x18\x18 \x03(\v2\x17.slipway.v1.CacheExportR\acacheTo\x12\x1b\n" +
+	"\tplan_only\x18\x19 \x01(\bR\bplanOnly\x1a<\n" +
 	"\x0eBuildArgsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +
+	"\vCacheExport\x12/\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x1b.slipway.v1.CacheExportTypeR\x04type\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x10\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\":\n" +
 	"\n" +
 	"Dockerfile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -2387,7 +2677,16 @@ const file_slipway_v1_build_proto_rawDesc = "" +
 	"\busername\x18\x01 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12%\n" +
 	"\x0eidentity_token\x18\x03 \x01(\tR\ridentityToken\x12%\n" +
-	"\x0eregistry_token\x18\x04 \x01(\tR\rregistryToken\"\b\n" +
+	"\x0eregistry_token\x18\x04 \x01(\tR\rregistryToken\"\x87\x01\n" +
+	"\n" +
+	"AgentFrame\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x01 \x01(\x04R\n" +
+	"connection\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x14\n" +
+	"\x05close\x18\x04 \x01(\bR\x05close\x12\x14\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"\b\n" +
 	"\x06Cancel\"=\n" +
 	"\bAccepted\x12\x19\n" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12\x16\n" +
@@ -2431,7 +2730,11 @@ const file_slipway_v1_build_proto_rawDesc = "" +
 	"\x14PIPELINE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10PIPELINE_CLASSIC\x10\x01\x12\x15\n" +
 	"\x11PIPELINE_BUILDKIT\x10\x02\x12\x15\n" +
-	"\x11PIPELINE_PREBUILT\x10\x03*\x9f\x01\n" +
+	"\x11PIPELINE_PREBUILT\x10\x03*r\n" +
+	"\x0fCacheExportType\x12!\n" +
+	"\x1dCACHE_EXPORT_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18CACHE_EXPORT_TYPE_INLINE\x10\x01\x12\x1e\n" +
+	"\x1aCACHE_EXPORT_TYPE_REGISTRY\x10\x02*\x9f\x01\n" +
 	"\x0fCompressionType\x12 \n" +
 	"\x1cCOMPRESSION_TYPE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15COMPRESSION_TYPE_GZIP\x10\x01\x12\x19\n" +
@@ -2479,99 +2782,106 @@ func file_slipway_v1_build_proto_rawDescGZIP() []byte {
 	return file_slipway_v1_build_proto_rawDescData
 }
 
-var file_slipway_v1_build_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_slipway_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_slipway_v1_build_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_slipway_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_slipway_v1_build_proto_goTypes = []any{
 	(Pipeline)(0),                 // 0: slipway.v1.Pipeline
-	(CompressionType)(0),          // 1: slipway.v1.CompressionType
-	(EntryType)(0),                // 2: slipway.v1.EntryType
-	(Codec)(0),                    // 3: slipway.v1.Codec
-	(BuildStatus)(0),              // 4: slipway.v1.BuildStatus
-	(*BuildRequest)(nil),          // 5: slipway.v1.BuildRequest
-	(*BuildResponse)(nil),         // 6: slipway.v1.BuildResponse
-	(*Start)(nil),                 // 7: slipway.v1.Start
-	(*Dockerfile)(nil),            // 8: slipway.v1.Dockerfile
-	(*ContextInfo)(nil),           // 9: slipway.v1.ContextInfo
-	(*Compression)(nil),           // 10: slipway.v1.Compression
-	(*ManifestPart)(nil),          // 11: slipway.v1.ManifestPart
-	(*ManifestEntries)(nil),       // 12: slipway.v1.ManifestEntries
-	(*ManifestEntry)(nil),         // 13: slipway.v1.ManifestEntry
-	(*Want)(nil),                  // 14: slipway.v1.Want
-	(*ContentFrame)(nil),          // 15: slipway.v1.ContentFrame
-	(*ContentError)(nil),          // 16: slipway.v1.ContentError
-	(*Ask)(nil),                   // 17: slipway.v1.Ask
-	(*Answer)(nil),                // 18: slipway.v1.Answer
-	(*None)(nil),                  // 19: slipway.v1.None
-	(*Credentials)(nil),           // 20: slipway.v1.Credentials
-	(*Cancel)(nil),                // 21: slipway.v1.Cancel
-	(*Accepted)(nil),              // 22: slipway.v1.Accepted
-	(*Build)(nil),                 // 23: slipway.v1.Build
-	(*GetBuildRequest)(nil),       // 24: slipway.v1.GetBuildRequest
-	(*GetBuildResponse)(nil),      // 25: slipway.v1.GetBuildResponse
-	(*ListBuildsRequest)(nil),     // 26: slipway.v1.ListBuildsRequest
-	(*ListBuildsResponse)(nil),    // 27: slipway.v1.ListBuildsResponse
-	(*WatchBuildRequest)(nil),     // 28: slipway.v1.WatchBuildRequest
-	(*WatchBuildResponse)(nil),    // 29: slipway.v1.WatchBuildResponse
-	(*CancelBuildRequest)(nil),    // 30: slipway.v1.CancelBuildRequest
-	(*CancelBuildResponse)(nil),   // 31: slipway.v1.CancelBuildResponse
-	nil,                           // 32: slipway.v1.Start.BuildArgsEntry
-	nil,                           // 33: slipway.v1.Start.LabelsEntry
-	nil,                           // 34: slipway.v1.ManifestEntry.XattrsEntry
-	(*Event)(nil),                 // 35: slipway.v1.Event
-	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
-	(*Result)(nil),                // 37: slipway.v1.Result
-	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
+	(CacheExportType)(0),          // 1: slipway.v1.CacheExportType
+	(CompressionType)(0),          // 2: slipway.v1.CompressionType
+	(EntryType)(0),                // 3: slipway.v1.EntryType
+	(Codec)(0),                    // 4: slipway.v1.Codec
+	(BuildStatus)(0),              // 5: slipway.v1.BuildStatus
+	(*BuildRequest)(nil),          // 6: slipway.v1.BuildRequest
+	(*BuildResponse)(nil),         // 7: slipway.v1.BuildResponse
+	(*Start)(nil),                 // 8: slipway.v1.Start
+	(*CacheExport)(nil),           // 9: slipway.v1.CacheExport
+	(*Dockerfile)(nil),            // 10: slipway.v1.Dockerfile
+	(*ContextInfo)(nil),           // 11: slipway.v1.ContextInfo
+	(*Compression)(nil),           // 12: slipway.v1.Compression
+	(*ManifestPart)(nil),          // 13: slipway.v1.ManifestPart
+	(*ManifestEntries)(nil),       // 14: slipway.v1.ManifestEntries
+	(*ManifestEntry)(nil),         // 15: slipway.v1.ManifestEntry
+	(*Want)(nil),                  // 16: slipway.v1.Want
+	(*ContentFrame)(nil),          // 17: slipway.v1.ContentFrame
+	(*ContentError)(nil),          // 18: slipway.v1.ContentError
+	(*Ask)(nil),                   // 19: slipway.v1.Ask
+	(*Answer)(nil),                // 20: slipway.v1.Answer
+	(*None)(nil),                  // 21: slipway.v1.None
+	(*Credentials)(nil),           // 22: slipway.v1.Credentials
+	(*AgentFrame)(nil),            // 23: slipway.v1.AgentFrame
+	(*Cancel)(nil),                // 24: slipway.v1.Cancel
+	(*Accepted)(nil),              // 25: slipway.v1.Accepted
+	(*Build)(nil),                 // 26: slipway.v1.Build
+	(*GetBuildRequest)(nil),       // 27: slipway.v1.GetBuildRequest
+	(*GetBuildResponse)(nil),      // 28: slipway.v1.GetBuildResponse
+	(*ListBuildsRequest)(nil),     // 29: slipway.v1.ListBuildsRequest
+	(*ListBuildsResponse)(nil),    // 30: slipway.v1.ListBuildsResponse
+	(*WatchBuildRequest)(nil),     // 31: slipway.v1.WatchBuildRequest
+	(*WatchBuildResponse)(nil),    // 32: slipway.v1.WatchBuildResponse
+	(*CancelBuildRequest)(nil),    // 33: slipway.v1.CancelBuildRequest
+	(*CancelBuildResponse)(nil),   // 34: slipway.v1.CancelBuildResponse
+	nil,                           // 35: slipway.v1.Start.BuildArgsEntry
+	nil,                           // 36: slipway.v1.Start.LabelsEntry
+	nil,                           // 37: slipway.v1.ManifestEntry.XattrsEntry
+	(*Event)(nil),                 // 38: slipway.v1.Event
+	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
+	(*Result)(nil),                // 40: slipway.v1.Result
+	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
 }
 var file_slipway_v1_build_proto_depIdxs = []int32{
-	7,  // 0: slipway.v1.BuildRequest.start:type_name -> slipway.v1.Start
-	11, // 1: slipway.v1.BuildRequest.manifest:type_name -> slipway.v1.ManifestPart
-	15, // 2: slipway.v1.BuildRequest.content:type_name -> slipway.v1.ContentFrame
-	18, // 3: slipway.v1.BuildRequest.answer:type_name -> slipway.v1.Answer
-	21, // 4: slipway.v1.BuildRequest.cancel:type_name -> slipway.v1.Cancel
-	22, // 5: slipway.v1.BuildResponse.accepted:type_name -> slipway.v1.Accepted
-	14, // 6: slipway.v1.BuildResponse.want:type_name -> slipway.v1.Want
-	17, // 7: slipway.v1.BuildResponse.ask:type_name -> slipway.v1.Ask
-	35, // 8: slipway.v1.BuildResponse.event:type_name -> slipway.v1.Event
-	0,  // 9: slipway.v1.Start.pipeline:type_name -> slipway.v1.Pipeline
-	8,  // 10: slipway.v1.Start.dockerfile:type_name -> slipway.v1.Dockerfile
-	32, // 11: slipway.v1.Start.build_args:type_name -> slipway.v1.Start.BuildArgsEntry
-	33, // 12: slipway.v1.Start.labels:type_name -> slipway.v1.Start.LabelsEntry
-	10, // 13: slipway.v1.Start.compression:type_name -> slipway.v1.Compression
-	9,  // 14: slipway.v1.Start.context:type_name -> slipway.v1.ContextInfo
-	1,  // 15: slipway.v1.Compression.type:type_name -> slipway.v1.CompressionType
-	13, // 16: slipway.v1.ManifestEntries.entries:type_name -> slipway.v1.ManifestEntry
-	2,  // 17: slipway.v1.ManifestEntry.type:type_name -> slipway.v1.EntryType
-	34, // 18: slipway.v1.ManifestEntry.xattrs:type_name -> slipway.v1.ManifestEntry.XattrsEntry
-	3,  // 19: slipway.v1.ContentFrame.codec:type_name -> slipway.v1.Codec
-	16, // 20: slipway.v1.ContentFrame.error:type_name -> slipway.v1.ContentError
-	20, // 21: slipway.v1.Answer.credentials:type_name -> slipway.v1.Credentials
-	19, // 22: slipway.v1.Answer.none:type_name -> slipway.v1.None
-	4,  // 23: slipway.v1.Build.status:type_name -> slipway.v1.BuildStatus
-	0,  // 24: slipway.v1.Build.pipeline:type_name -> slipway.v1.Pipeline
-	36, // 25: slipway.v1.Build.created:type_name -> google.protobuf.Timestamp
-	36, // 26: slipway.v1.Build.started:type_name -> google.protobuf.Timestamp
-	36, // 27: slipway.v1.Build.ended:type_name -> google.protobuf.Timestamp
-	37, // 28: slipway.v1.Build.result:type_name -> slipway.v1.Result
-	38, // 29: slipway.v1.Build.duration:type_name -> google.protobuf.Duration
-	23, // 30: slipway.v1.GetBuildResponse.build:type_name -> slipway.v1.Build
-	23, // 31: slipway.v1.ListBuildsResponse.builds:type_name -> slipway.v1.Build
-	35, // 32: slipway.v1.WatchBuildResponse.event:type_name -> slipway.v1.Event
-	23, // 33: slipway.v1.CancelBuildResponse.build:type_name -> slipway.v1.Build
-	5,  // 34: slipway.v1.BuildService.Build:input_type -> slipway.v1.BuildRequest
-	24, // 35: slipway.v1.BuildService.GetBuild:input_type -> slipway.v1.GetBuildRequest
-	26, // 36: slipway.v1.BuildService.ListBuilds:input_type -> slipway.v1.ListBuildsRequest
-	28, // 37: slipway.v1.BuildService.WatchBuild:input_type -> slipway.v1.WatchBuildRequest
-	30, // 38: slipway.v1.BuildService.CancelBuild:input_type -> slipway.v1.CancelBuildRequest
-	6,  // 39: slipway.v1.BuildService.Build:output_type -> slipway.v1.BuildResponse
-	25, // 40: slipway.v1.BuildService.GetBuild:output_type -> slipway.v1.GetBuildResponse
-	27, // 41: slipway.v1.BuildService.ListBuilds:output_type -> slipway.v1.ListBuildsResponse
-	29, // 42: slipway.v1.BuildService.WatchBuild:output_type -> slipway.v1.WatchBuildResponse
-	31, // 43: slipway.v1.BuildService.CancelBuild:output_type -> slipway.v1.CancelBuildResponse
-	39, // [39:44] is the sub-list for method output_type
-	34, // [34:39] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	8,  // 0: slipway.v1.BuildRequest.start:type_name -> slipway.v1.Start
+	13, // 1: slipway.v1.BuildRequest.manifest:type_name -> slipway.v1.ManifestPart
+	17, // 2: slipway.v1.BuildRequest.content:type_name -> slipway.v1.ContentFrame
+	20, // 3: slipway.v1.BuildRequest.answer:type_name -> slipway.v1.Answer
+	24, // 4: slipway.v1.BuildRequest.cancel:type_name -> slipway.v1.Cancel
+	23, // 5: slipway.v1.BuildRequest.agent:type_name -> slipway.v1.AgentFrame
+	25, // 6: slipway.v1.BuildResponse.accepted:type_name -> slipway.v1.Accepted
+	16, // 7: slipway.v1.BuildResponse.want:type_name -> slipway.v1.Want
+	19, // 8: slipway.v1.BuildResponse.ask:type_name -> slipway.v1.Ask
+	38, // 9: slipway.v1.BuildResponse.event:type_name -> slipway.v1.Event
+	23, // 10: slipway.v1.BuildResponse.agent:type_name -> slipway.v1.AgentFrame
+	0,  // 11: slipway.v1.Start.pipeline:type_name -> slipway.v1.Pipeline
+	10, // 12: slipway.v1.Start.dockerfile:type_name -> slipway.v1.Dockerfile
+	35, // 13: slipway.v1.Start.build_args:type_name -> slipway.v1.Start.BuildArgsEntry
+	36, // 14: slipway.v1.Start.labels:type_name -> slipway.v1.Start.LabelsEntry
+	12, // 15: slipway.v1.Start.compression:type_name -> slipway.v1.Compression
+	11, // 16: slipway.v1.Start.context:type_name -> slipway.v1.ContextInfo
+	9,  // 17: slipway.v1.Start.cache_to:type_name -> slipway.v1.CacheExport
+	1,  // 18: slipway.v1.CacheExport.type:type_name -> slipway.v1.CacheExportType
+	2,  // 19: slipway.v1.Compression.type:type_name -> slipway.v1.CompressionType
+	15, // 20: slipway.v1.ManifestEntries.entries:type_name -> slipway.v1.ManifestEntry
+	3,  // 21: slipway.v1.ManifestEntry.type:type_name -> slipway.v1.EntryType
+	37, // 22: slipway.v1.ManifestEntry.xattrs:type_name -> slipway.v1.ManifestEntry.XattrsEntry
+	4,  // 23: slipway.v1.ContentFrame.codec:type_name -> slipway.v1.Codec
+	18, // 24: slipway.v1.ContentFrame.error:type_name -> slipway.v1.ContentError
+	22, // 25: slipway.v1.Answer.credentials:type_name -> slipway.v1.Credentials
+	21, // 26: slipway.v1.Answer.none:type_name -> slipway.v1.None
+	5,  // 27: slipway.v1.Build.status:type_name -> slipway.v1.BuildStatus
+	0,  // 28: slipway.v1.Build.pipeline:type_name -> slipway.v1.Pipeline
+	39, // 29: slipway.v1.Build.created:type_name -> google.protobuf.Timestamp
+	39, // 30: slipway.v1.Build.started:type_name -> google.protobuf.Timestamp
+	39, // 31: slipway.v1.Build.ended:type_name -> google.protobuf.Timestamp
+	40, // 32: slipway.v1.Build.result:type_name -> slipway.v1.Result
+	41, // 33: slipway.v1.Build.duration:type_name -> google.protobuf.Duration
+	26, // 34: slipway.v1.GetBuildResponse.build:type_name -> slipway.v1.Build
+	26, // 35: slipway.v1.ListBuildsResponse.builds:type_name -> slipway.v1.Build
+	38, // 36: slipway.v1.WatchBuildResponse.event:type_name -> slipway.v1.Event
+	26, // 37: slipway.v1.CancelBuildResponse.build:type_name -> slipway.v1.Build
+	6,  // 38: slipway.v1.BuildService.Build:input_type -> slipway.v1.BuildRequest
+	27, // 39: slipway.v1.BuildService.GetBuild:input_type -> slipway.v1.GetBuildRequest
+	29, // 40: slipway.v1.BuildService.ListBuilds:input_type -> slipway.v1.ListBuildsRequest
+	31, // 41: slipway.v1.BuildService.WatchBuild:input_type -> slipway.v1.WatchBuildRequest
+	33, // 42: slipway.v1.BuildService.CancelBuild:input_type -> slipway.v1.CancelBuildRequest
+	7,  // 43: slipway.v1.BuildService.Build:output_type -> slipway.v1.BuildResponse
+	28, // 44: slipway.v1.BuildService.GetBuild:output_type -> slipway.v1.GetBuildResponse
+	30, // 45: slipway.v1.BuildService.ListBuilds:output_type -> slipway.v1.ListBuildsResponse
+	32, // 46: slipway.v1.BuildService.WatchBuild:output_type -> slipway.v1.WatchBuildResponse
+	34, // 47: slipway.v1.BuildService.CancelBuild:output_type -> slipway.v1.CancelBuildResponse
+	43, // [43:48] is the sub-list for method output_type
+	38, // [38:43] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_slipway_v1_build_proto_init() }
@@ -2586,19 +2896,21 @@ func file_slipway_v1_build_proto_init() {
 		(*BuildRequest_Content)(nil),
 		(*BuildRequest_Answer)(nil),
 		(*BuildRequest_Cancel)(nil),
+		(*BuildRequest_Agent)(nil),
 	}
 	file_slipway_v1_build_proto_msgTypes[1].OneofWrappers = []any{
 		(*BuildResponse_Accepted)(nil),
 		(*BuildResponse_Want)(nil),
 		(*BuildResponse_Ask)(nil),
 		(*BuildResponse_Event)(nil),
+		(*BuildResponse_Agent)(nil),
 	}
-	file_slipway_v1_build_proto_msgTypes[5].OneofWrappers = []any{}
-	file_slipway_v1_build_proto_msgTypes[12].OneofWrappers = []any{
+	file_slipway_v1_build_proto_msgTypes[6].OneofWrappers = []any{}
+	file_slipway_v1_build_proto_msgTypes[13].OneofWrappers = []any{
 		(*Ask_Registry)(nil),
 		(*Ask_Secret)(nil),
 	}
-	file_slipway_v1_build_proto_msgTypes[13].OneofWrappers = []any{
+	file_slipway_v1_build_proto_msgTypes[14].OneofWrappers = []any{
 		(*Answer_Credentials)(nil),
 		(*Answer_Secret)(nil),
 		(*Answer_None)(nil),
@@ -2608,8 +2920,8 @@ func file_slipway_v1_build_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slipway_v1_build_proto_rawDesc), len(file_slipway_v1_build_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   30,
+			NumEnums:      6,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

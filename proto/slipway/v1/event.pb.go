@@ -135,6 +135,74 @@ func (LogStream) EnumDescriptor() ([]byte, []int) {
 	return file_slipway_v1_event_proto_rawDescGZIP(), []int{1}
 }
 
+// MissReason is why a step was not cached.
+type MissReason int32
+
+const (
+	MissReason_MISS_REASON_UNSPECIFIED MissReason = 0
+	// The app has built no such step before.
+	MissReason_MISS_REASON_NEW MissReason = 1
+	// An input differs from the app's last build: see changes.
+	MissReason_MISS_REASON_CHANGED MissReason = 2
+	// A step below it ran.
+	MissReason_MISS_REASON_PARENT MissReason = 3
+	// The step was cached and was removed: see evicted.
+	MissReason_MISS_REASON_EVICTED MissReason = 4
+	// The build said not to use the cache.
+	MissReason_MISS_REASON_DISABLED MissReason = 5
+	// The record is there, but what it names is lost or damaged.
+	MissReason_MISS_REASON_DAMAGED MissReason = 6
+)
+
+// Enum value maps for MissReason.
+var (
+	MissReason_name = map[int32]string{
+		0: "MISS_REASON_UNSPECIFIED",
+		1: "MISS_REASON_NEW",
+		2: "MISS_REASON_CHANGED",
+		3: "MISS_REASON_PARENT",
+		4: "MISS_REASON_EVICTED",
+		5: "MISS_REASON_DISABLED",
+		6: "MISS_REASON_DAMAGED",
+	}
+	MissReason_value = map[string]int32{
+		"MISS_REASON_UNSPECIFIED": 0,
+		"MISS_REASON_NEW":         1,
+		"MISS_REASON_CHANGED":     2,
+		"MISS_REASON_PARENT":      3,
+		"MISS_REASON_EVICTED":     4,
+		"MISS_REASON_DISABLED":    5,
+		"MISS_REASON_DAMAGED":     6,
+	}
+)
+
+func (x MissReason) Enum() *MissReason {
+	p := new(MissReason)
+	*p = x
+	return p
+}
+
+func (x MissReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MissReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_slipway_v1_event_proto_enumTypes[2].Descriptor()
+}
+
+func (MissReason) Type() protoreflect.EnumType {
+	return &file_slipway_v1_event_proto_enumTypes[2]
+}
+
+func (x MissReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MissReason.Descriptor instead.
+func (MissReason) EnumDescriptor() ([]byte, []int) {
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{2}
+}
+
 // PushOutcome says how a blob came to be in the registry.
 type PushOutcome int32
 
@@ -176,11 +244,11 @@ func (x PushOutcome) String() string {
 }
 
 func (PushOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_slipway_v1_event_proto_enumTypes[2].Descriptor()
+	return file_slipway_v1_event_proto_enumTypes[3].Descriptor()
 }
 
 func (PushOutcome) Type() protoreflect.EnumType {
-	return &file_slipway_v1_event_proto_enumTypes[2]
+	return &file_slipway_v1_event_proto_enumTypes[3]
 }
 
 func (x PushOutcome) Number() protoreflect.EnumNumber {
@@ -189,7 +257,7 @@ func (x PushOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PushOutcome.Descriptor instead.
 func (PushOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{2}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{3}
 }
 
 // ResultStatus is how a build ended.
@@ -229,11 +297,11 @@ func (x ResultStatus) String() string {
 }
 
 func (ResultStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_slipway_v1_event_proto_enumTypes[3].Descriptor()
+	return file_slipway_v1_event_proto_enumTypes[4].Descriptor()
 }
 
 func (ResultStatus) Type() protoreflect.EnumType {
-	return &file_slipway_v1_event_proto_enumTypes[3]
+	return &file_slipway_v1_event_proto_enumTypes[4]
 }
 
 func (x ResultStatus) Number() protoreflect.EnumNumber {
@@ -242,7 +310,7 @@ func (x ResultStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ResultStatus.Descriptor instead.
 func (ResultStatus) EnumDescriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{3}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{4}
 }
 
 // Blame says who can mend an error.
@@ -285,11 +353,11 @@ func (x Blame) String() string {
 }
 
 func (Blame) Descriptor() protoreflect.EnumDescriptor {
-	return file_slipway_v1_event_proto_enumTypes[4].Descriptor()
+	return file_slipway_v1_event_proto_enumTypes[5].Descriptor()
 }
 
 func (Blame) Type() protoreflect.EnumType {
-	return &file_slipway_v1_event_proto_enumTypes[4]
+	return &file_slipway_v1_event_proto_enumTypes[5]
 }
 
 func (x Blame) Number() protoreflect.EnumNumber {
@@ -298,7 +366,7 @@ func (x Blame) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Blame.Descriptor instead.
 func (Blame) EnumDescriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{4}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{5}
 }
 
 // Event is one entry of a build's log.
@@ -322,6 +390,7 @@ type Event struct {
 	//	*Event_Rootfs
 	//	*Event_Warning
 	//	*Event_Result
+	//	*Event_Forecast
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -495,6 +564,15 @@ func (x *Event) GetResult() *Result {
 	return nil
 }
 
+func (x *Event) GetForecast() *Forecast {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Forecast); ok {
+			return x.Forecast
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -551,6 +629,10 @@ type Event_Result struct {
 	Result *Result `protobuf:"bytes,15,opt,name=result,proto3,oneof"`
 }
 
+type Event_Forecast struct {
+	Forecast *Forecast `protobuf:"bytes,16,opt,name=forecast,proto3,oneof"`
+}
+
 func (*Event_Queued) isEvent_Event() {}
 
 func (*Event_Phase) isEvent_Event() {}
@@ -576,6 +658,8 @@ func (*Event_Rootfs) isEvent_Event() {}
 func (*Event_Warning) isEvent_Event() {}
 
 func (*Event_Result) isEvent_Event() {}
+
+func (*Event_Forecast) isEvent_Event() {}
 
 // Queued tells how many builds come first.
 type Queued struct {
@@ -1055,8 +1139,10 @@ type StepDone struct {
 	// error is set when the step failed.
 	Error    string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
 	ExitCode int32  `protobuf:"varint,6,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
-	// miss says why the step was not cached.
-	Miss          string `protobuf:"bytes,7,opt,name=miss,proto3" json:"miss,omitempty"`
+	// miss says why the step was not cached, for people.
+	Miss string `protobuf:"bytes,7,opt,name=miss,proto3" json:"miss,omitempty"`
+	// why says the same for programs; unset for a cached step.
+	Why           *Miss `protobuf:"bytes,8,opt,name=why,proto3" json:"why,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1140,6 +1226,372 @@ func (x *StepDone) GetMiss() string {
 	return ""
 }
 
+func (x *StepDone) GetWhy() *Miss {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+// Miss says why a step was not cached.
+type Miss struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Reason  MissReason             `protobuf:"varint,1,opt,name=reason,proto3,enum=slipway.v1.MissReason" json:"reason,omitempty"`
+	Changes []*KeyChange           `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	// evicted is when and why the step was removed.
+	Evicted       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=evicted,proto3" json:"evicted,omitempty"`
+	EvictedReason string                 `protobuf:"bytes,4,opt,name=evicted_reason,json=evictedReason,proto3" json:"evicted_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Miss) Reset() {
+	*x = Miss{}
+	mi := &file_slipway_v1_event_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Miss) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Miss) ProtoMessage() {}
+
+func (x *Miss) ProtoReflect() protoreflect.Message {
+	mi := &file_slipway_v1_event_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Miss.ProtoReflect.Descriptor instead.
+func (*Miss) Descriptor() ([]byte, []int) {
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Miss) GetReason() MissReason {
+	if x != nil {
+		return x.Reason
+	}
+	return MissReason_MISS_REASON_UNSPECIFIED
+}
+
+func (x *Miss) GetChanges() []*KeyChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *Miss) GetEvicted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Evicted
+	}
+	return nil
+}
+
+func (x *Miss) GetEvictedReason() string {
+	if x != nil {
+		return x.EvictedReason
+	}
+	return ""
+}
+
+// KeyChange is one input of a step that differs from the app's last build.
+type KeyChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// part names the input: "instruction", "file", "arg", "base", …
+	Part string `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
+	// name is which: a path, the name of an ARG.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// before and now are short forms of the values; empty means there was none.
+	Before        string `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
+	Now           string `protobuf:"bytes,4,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyChange) Reset() {
+	*x = KeyChange{}
+	mi := &file_slipway_v1_event_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyChange) ProtoMessage() {}
+
+func (x *KeyChange) ProtoReflect() protoreflect.Message {
+	mi := &file_slipway_v1_event_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyChange.ProtoReflect.Descriptor instead.
+func (*KeyChange) Descriptor() ([]byte, []int) {
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *KeyChange) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *KeyChange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KeyChange) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *KeyChange) GetNow() string {
+	if x != nil {
+		return x.Now
+	}
+	return ""
+}
+
+// Forecast says what a build would do.
+type Forecast struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Steps []*ForecastStep        `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	// files and bytes of the context, and what of it would travel.
+	Files     uint64 `protobuf:"varint,2,opt,name=files,proto3" json:"files,omitempty"`
+	Bytes     uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	SendFiles uint64 `protobuf:"varint,4,opt,name=send_files,json=sendFiles,proto3" json:"send_files,omitempty"`
+	SendBytes uint64 `protobuf:"varint,5,opt,name=send_bytes,json=sendBytes,proto3" json:"send_bytes,omitempty"`
+	// rootfs_bytes is what the image would take unpacked, against the limit.
+	// It is what the app's last image took where steps are to run.
+	RootfsBytes uint64 `protobuf:"varint,6,opt,name=rootfs_bytes,json=rootfsBytes,proto3" json:"rootfs_bytes,omitempty"`
+	RootfsLimit uint64 `protobuf:"varint,7,opt,name=rootfs_limit,json=rootfsLimit,proto3" json:"rootfs_limit,omitempty"`
+	RootfsKnown bool   `protobuf:"varint,8,opt,name=rootfs_known,json=rootfsKnown,proto3" json:"rootfs_known,omitempty"`
+	// push_layers that the registry lacks, and about how many bytes they have.
+	PushLayers uint32 `protobuf:"varint,9,opt,name=push_layers,json=pushLayers,proto3" json:"push_layers,omitempty"`
+	PushBytes  uint64 `protobuf:"varint,10,opt,name=push_bytes,json=pushBytes,proto3" json:"push_bytes,omitempty"`
+	// duration_ms is the median of the app's last builds like it; 0 if there is
+	// none.
+	DurationMs    int64  `protobuf:"varint,11,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	Samples       uint32 `protobuf:"varint,12,opt,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forecast) Reset() {
+	*x = Forecast{}
+	mi := &file_slipway_v1_event_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forecast) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forecast) ProtoMessage() {}
+
+func (x *Forecast) ProtoReflect() protoreflect.Message {
+	mi := &file_slipway_v1_event_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
+func (*Forecast) Descriptor() ([]byte, []int) {
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Forecast) GetSteps() []*ForecastStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *Forecast) GetFiles() uint64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *Forecast) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Forecast) GetSendFiles() uint64 {
+	if x != nil {
+		return x.SendFiles
+	}
+	return 0
+}
+
+func (x *Forecast) GetSendBytes() uint64 {
+	if x != nil {
+		return x.SendBytes
+	}
+	return 0
+}
+
+func (x *Forecast) GetRootfsBytes() uint64 {
+	if x != nil {
+		return x.RootfsBytes
+	}
+	return 0
+}
+
+func (x *Forecast) GetRootfsLimit() uint64 {
+	if x != nil {
+		return x.RootfsLimit
+	}
+	return 0
+}
+
+func (x *Forecast) GetRootfsKnown() bool {
+	if x != nil {
+		return x.RootfsKnown
+	}
+	return false
+}
+
+func (x *Forecast) GetPushLayers() uint32 {
+	if x != nil {
+		return x.PushLayers
+	}
+	return 0
+}
+
+func (x *Forecast) GetPushBytes() uint64 {
+	if x != nil {
+		return x.PushBytes
+	}
+	return 0
+}
+
+func (x *Forecast) GetDurationMs() int64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+func (x *Forecast) GetSamples() uint32 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+// ForecastStep is one step of a forecast.
+type ForecastStep struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Step   *PlannedStep           `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
+	Cached bool                   `protobuf:"varint,2,opt,name=cached,proto3" json:"cached,omitempty"`
+	// unknown says that the step depends on the result of one that would run.
+	Unknown       bool   `protobuf:"varint,3,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	Why           *Miss  `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	Miss          string `protobuf:"bytes,5,opt,name=miss,proto3" json:"miss,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForecastStep) Reset() {
+	*x = ForecastStep{}
+	mi := &file_slipway_v1_event_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForecastStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForecastStep) ProtoMessage() {}
+
+func (x *ForecastStep) ProtoReflect() protoreflect.Message {
+	mi := &file_slipway_v1_event_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForecastStep.ProtoReflect.Descriptor instead.
+func (*ForecastStep) Descriptor() ([]byte, []int) {
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ForecastStep) GetStep() *PlannedStep {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *ForecastStep) GetCached() bool {
+	if x != nil {
+		return x.Cached
+	}
+	return false
+}
+
+func (x *ForecastStep) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
+func (x *ForecastStep) GetWhy() *Miss {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+func (x *ForecastStep) GetMiss() string {
+	if x != nil {
+		return x.Miss
+	}
+	return ""
+}
+
 // PullProgress counts a base image's arrival.
 type PullProgress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1154,7 +1606,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_slipway_v1_event_proto_msgTypes[9]
+	mi := &file_slipway_v1_event_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1618,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[9]
+	mi := &file_slipway_v1_event_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1631,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{9}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PullProgress) GetRef() string {
@@ -1230,7 +1682,7 @@ type LayerDone struct {
 
 func (x *LayerDone) Reset() {
 	*x = LayerDone{}
-	mi := &file_slipway_v1_event_proto_msgTypes[10]
+	mi := &file_slipway_v1_event_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1694,7 @@ func (x *LayerDone) String() string {
 func (*LayerDone) ProtoMessage() {}
 
 func (x *LayerDone) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[10]
+	mi := &file_slipway_v1_event_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1707,7 @@ func (x *LayerDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerDone.ProtoReflect.Descriptor instead.
 func (*LayerDone) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{10}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LayerDone) GetLayer() *Layer {
@@ -1296,7 +1748,7 @@ type PushProgress struct {
 
 func (x *PushProgress) Reset() {
 	*x = PushProgress{}
-	mi := &file_slipway_v1_event_proto_msgTypes[11]
+	mi := &file_slipway_v1_event_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1760,7 @@ func (x *PushProgress) String() string {
 func (*PushProgress) ProtoMessage() {}
 
 func (x *PushProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[11]
+	mi := &file_slipway_v1_event_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1773,7 @@ func (x *PushProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushProgress.ProtoReflect.Descriptor instead.
 func (*PushProgress) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{11}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PushProgress) GetDigest() string {
@@ -1384,7 +1836,7 @@ type RootFS struct {
 
 func (x *RootFS) Reset() {
 	*x = RootFS{}
-	mi := &file_slipway_v1_event_proto_msgTypes[12]
+	mi := &file_slipway_v1_event_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1848,7 @@ func (x *RootFS) String() string {
 func (*RootFS) ProtoMessage() {}
 
 func (x *RootFS) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[12]
+	mi := &file_slipway_v1_event_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1861,7 @@ func (x *RootFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootFS.ProtoReflect.Descriptor instead.
 func (*RootFS) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{12}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RootFS) GetBytes() uint64 {
@@ -1428,17 +1880,21 @@ func (x *RootFS) GetLimit() uint64 {
 
 // Warning tells the user something that stops nothing.
 type Warning struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Message       string                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	Hint          string                 `protobuf:"bytes,2,opt,name=hint,proto3" json:"hint,omitempty"`
-	Line          uint32                 `protobuf:"varint,3,opt,name=line,proto3" json:"line,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Message string                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	Hint    string                 `protobuf:"bytes,2,opt,name=hint,proto3" json:"hint,omitempty"`
+	Line    uint32                 `protobuf:"varint,3,opt,name=line,proto3" json:"line,omitempty"`
+	// rule is the name of the lint rule that was broken; empty if it was none.
+	Rule string `protobuf:"bytes,4,opt,name=rule,proto3" json:"rule,omitempty"`
+	// url explains the rule.
+	Url           string `protobuf:"bytes,5,opt,name=url,proto3" json:"url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Warning) Reset() {
 	*x = Warning{}
-	mi := &file_slipway_v1_event_proto_msgTypes[13]
+	mi := &file_slipway_v1_event_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1906,7 @@ func (x *Warning) String() string {
 func (*Warning) ProtoMessage() {}
 
 func (x *Warning) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[13]
+	mi := &file_slipway_v1_event_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1919,7 @@ func (x *Warning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Warning.ProtoReflect.Descriptor instead.
 func (*Warning) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{13}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Warning) GetMessage() string {
@@ -1487,6 +1943,20 @@ func (x *Warning) GetLine() uint32 {
 	return 0
 }
 
+func (x *Warning) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Warning) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
 // Layer of the image.
 type Layer struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1507,7 +1977,7 @@ type Layer struct {
 
 func (x *Layer) Reset() {
 	*x = Layer{}
-	mi := &file_slipway_v1_event_proto_msgTypes[14]
+	mi := &file_slipway_v1_event_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1989,7 @@ func (x *Layer) String() string {
 func (*Layer) ProtoMessage() {}
 
 func (x *Layer) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[14]
+	mi := &file_slipway_v1_event_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +2002,7 @@ func (x *Layer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Layer.ProtoReflect.Descriptor instead.
 func (*Layer) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{14}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Layer) GetDigest() string {
@@ -1623,7 +2093,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_slipway_v1_event_proto_msgTypes[15]
+	mi := &file_slipway_v1_event_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +2105,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[15]
+	mi := &file_slipway_v1_event_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +2118,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{15}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Result) GetStatus() ResultStatus {
@@ -1799,7 +2269,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_slipway_v1_event_proto_msgTypes[16]
+	mi := &file_slipway_v1_event_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +2281,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[16]
+	mi := &file_slipway_v1_event_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +2294,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{16}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Timings) GetQueue() int64 {
@@ -1893,7 +2363,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_slipway_v1_event_proto_msgTypes[17]
+	mi := &file_slipway_v1_event_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2375,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[17]
+	mi := &file_slipway_v1_event_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2388,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{17}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Error) GetCode() string {
@@ -2007,7 +2477,7 @@ type SizeReport struct {
 
 func (x *SizeReport) Reset() {
 	*x = SizeReport{}
-	mi := &file_slipway_v1_event_proto_msgTypes[18]
+	mi := &file_slipway_v1_event_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2019,7 +2489,7 @@ func (x *SizeReport) String() string {
 func (*SizeReport) ProtoMessage() {}
 
 func (x *SizeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[18]
+	mi := &file_slipway_v1_event_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2032,7 +2502,7 @@ func (x *SizeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SizeReport.ProtoReflect.Descriptor instead.
 func (*SizeReport) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{18}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SizeReport) GetTotal() uint64 {
@@ -2088,7 +2558,7 @@ type PathSize struct {
 
 func (x *PathSize) Reset() {
 	*x = PathSize{}
-	mi := &file_slipway_v1_event_proto_msgTypes[19]
+	mi := &file_slipway_v1_event_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2570,7 @@ func (x *PathSize) String() string {
 func (*PathSize) ProtoMessage() {}
 
 func (x *PathSize) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[19]
+	mi := &file_slipway_v1_event_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2583,7 @@ func (x *PathSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathSize.ProtoReflect.Descriptor instead.
 func (*PathSize) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{19}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PathSize) GetPath() string {
@@ -2142,7 +2612,7 @@ type LineSize struct {
 
 func (x *LineSize) Reset() {
 	*x = LineSize{}
-	mi := &file_slipway_v1_event_proto_msgTypes[20]
+	mi := &file_slipway_v1_event_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2624,7 @@ func (x *LineSize) String() string {
 func (*LineSize) ProtoMessage() {}
 
 func (x *LineSize) ProtoReflect() protoreflect.Message {
-	mi := &file_slipway_v1_event_proto_msgTypes[20]
+	mi := &file_slipway_v1_event_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2637,7 @@ func (x *LineSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LineSize.ProtoReflect.Descriptor instead.
 func (*LineSize) Descriptor() ([]byte, []int) {
-	return file_slipway_v1_event_proto_rawDescGZIP(), []int{20}
+	return file_slipway_v1_event_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LineSize) GetLine() uint32 {
@@ -2196,7 +2666,7 @@ var File_slipway_v1_event_proto protoreflect.FileDescriptor
 const file_slipway_v1_event_proto_rawDesc = "" +
 	"\n" +
 	"\x16slipway/v1/event.proto\x12\n" +
-	"slipway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x05\n" +
+	"slipway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x06\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12,\n" +
@@ -2213,7 +2683,8 @@ const file_slipway_v1_event_proto_rawDesc = "" +
 	"\x04push\x18\f \x01(\v2\x18.slipway.v1.PushProgressH\x00R\x04push\x12,\n" +
 	"\x06rootfs\x18\r \x01(\v2\x12.slipway.v1.RootFSH\x00R\x06rootfs\x12/\n" +
 	"\awarning\x18\x0e \x01(\v2\x13.slipway.v1.WarningH\x00R\awarning\x12,\n" +
-	"\x06result\x18\x0f \x01(\v2\x12.slipway.v1.ResultH\x00R\x06resultB\a\n" +
+	"\x06result\x18\x0f \x01(\v2\x12.slipway.v1.ResultH\x00R\x06result\x122\n" +
+	"\bforecast\x18\x10 \x01(\v2\x14.slipway.v1.ForecastH\x00R\bforecastB\a\n" +
 	"\x05event\"$\n" +
 	"\x06Queued\x12\x1a\n" +
 	"\bposition\x18\x01 \x01(\rR\bposition\"\x7f\n" +
@@ -2250,7 +2721,7 @@ const file_slipway_v1_event_proto_rawDesc = "" +
 	"\aStepLog\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12-\n" +
 	"\x06stream\x18\x02 \x01(\x0e2\x15.slipway.v1.LogStreamR\x06stream\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\"\xc1\x01\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"\xe5\x01\n" +
 	"\bStepDone\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12\x16\n" +
 	"\x06cached\x18\x02 \x01(\bR\x06cached\x12\x1f\n" +
@@ -2259,7 +2730,43 @@ const file_slipway_v1_event_proto_rawDesc = "" +
 	"\frootfs_delta\x18\x04 \x01(\x03R\vrootfsDelta\x12\x14\n" +
 	"\x05error\x18\x05 \x01(\tR\x05error\x12\x1b\n" +
 	"\texit_code\x18\x06 \x01(\x05R\bexitCode\x12\x12\n" +
-	"\x04miss\x18\a \x01(\tR\x04miss\"x\n" +
+	"\x04miss\x18\a \x01(\tR\x04miss\x12\"\n" +
+	"\x03why\x18\b \x01(\v2\x10.slipway.v1.MissR\x03why\"\xc4\x01\n" +
+	"\x04Miss\x12.\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x16.slipway.v1.MissReasonR\x06reason\x12/\n" +
+	"\achanges\x18\x02 \x03(\v2\x15.slipway.v1.KeyChangeR\achanges\x124\n" +
+	"\aevicted\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aevicted\x12%\n" +
+	"\x0eevicted_reason\x18\x04 \x01(\tR\revictedReason\"]\n" +
+	"\tKeyChange\x12\x12\n" +
+	"\x04part\x18\x01 \x01(\tR\x04part\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\tR\x06before\x12\x10\n" +
+	"\x03now\x18\x04 \x01(\tR\x03now\"\x88\x03\n" +
+	"\bForecast\x12.\n" +
+	"\x05steps\x18\x01 \x03(\v2\x18.slipway.v1.ForecastStepR\x05steps\x12\x14\n" +
+	"\x05files\x18\x02 \x01(\x04R\x05files\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"send_files\x18\x04 \x01(\x04R\tsendFiles\x12\x1d\n" +
+	"\n" +
+	"send_bytes\x18\x05 \x01(\x04R\tsendBytes\x12!\n" +
+	"\frootfs_bytes\x18\x06 \x01(\x04R\vrootfsBytes\x12!\n" +
+	"\frootfs_limit\x18\a \x01(\x04R\vrootfsLimit\x12!\n" +
+	"\frootfs_known\x18\b \x01(\bR\vrootfsKnown\x12\x1f\n" +
+	"\vpush_layers\x18\t \x01(\rR\n" +
+	"pushLayers\x12\x1d\n" +
+	"\n" +
+	"push_bytes\x18\n" +
+	" \x01(\x04R\tpushBytes\x12\x1f\n" +
+	"\vduration_ms\x18\v \x01(\x03R\n" +
+	"durationMs\x12\x18\n" +
+	"\asamples\x18\f \x01(\rR\asamples\"\xa5\x01\n" +
+	"\fForecastStep\x12+\n" +
+	"\x04step\x18\x01 \x01(\v2\x17.slipway.v1.PlannedStepR\x04step\x12\x16\n" +
+	"\x06cached\x18\x02 \x01(\bR\x06cached\x12\x18\n" +
+	"\aunknown\x18\x03 \x01(\bR\aunknown\x12\"\n" +
+	"\x03why\x18\x04 \x01(\v2\x10.slipway.v1.MissR\x03why\x12\x12\n" +
+	"\x04miss\x18\x05 \x01(\tR\x04miss\"x\n" +
 	"\fPullProgress\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
@@ -2280,11 +2787,13 @@ const file_slipway_v1_event_proto_rawDesc = "" +
 	"\x10bytes_per_second\x18\a \x01(\x01R\x0ebytesPerSecond\"4\n" +
 	"\x06RootFS\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\x04R\x05limit\"K\n" +
+	"\x05limit\x18\x02 \x01(\x04R\x05limit\"q\n" +
 	"\aWarning\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12\x12\n" +
 	"\x04hint\x18\x02 \x01(\tR\x04hint\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\rR\x04line\"\xf7\x01\n" +
+	"\x04line\x18\x03 \x01(\rR\x04line\x12\x12\n" +
+	"\x04rule\x18\x04 \x01(\tR\x04rule\x12\x10\n" +
+	"\x03url\x18\x05 \x01(\tR\x03url\"\xf7\x01\n" +
 	"\x05Layer\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x17\n" +
 	"\adiff_id\x18\x02 \x01(\tR\x06diffId\x12\x12\n" +
@@ -2364,7 +2873,16 @@ const file_slipway_v1_event_proto_rawDesc = "" +
 	"\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n" +
 	"\x11LOG_STREAM_STDERR\x10\x02\x12\x13\n" +
-	"\x0fLOG_STREAM_NOTE\x10\x03*\x93\x01\n" +
+	"\x0fLOG_STREAM_NOTE\x10\x03*\xbb\x01\n" +
+	"\n" +
+	"MissReason\x12\x1b\n" +
+	"\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fMISS_REASON_NEW\x10\x01\x12\x17\n" +
+	"\x13MISS_REASON_CHANGED\x10\x02\x12\x16\n" +
+	"\x12MISS_REASON_PARENT\x10\x03\x12\x17\n" +
+	"\x13MISS_REASON_EVICTED\x10\x04\x12\x18\n" +
+	"\x14MISS_REASON_DISABLED\x10\x05\x12\x17\n" +
+	"\x13MISS_REASON_DAMAGED\x10\x06*\x93\x01\n" +
 	"\vPushOutcome\x12\x1c\n" +
 	"\x18PUSH_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15PUSH_OUTCOME_UPLOADED\x10\x01\x12\x18\n" +
@@ -2396,73 +2914,86 @@ func file_slipway_v1_event_proto_rawDescGZIP() []byte {
 	return file_slipway_v1_event_proto_rawDescData
 }
 
-var file_slipway_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_slipway_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_slipway_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_slipway_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_slipway_v1_event_proto_goTypes = []any{
 	(PhaseName)(0),                // 0: slipway.v1.PhaseName
 	(LogStream)(0),                // 1: slipway.v1.LogStream
-	(PushOutcome)(0),              // 2: slipway.v1.PushOutcome
-	(ResultStatus)(0),             // 3: slipway.v1.ResultStatus
-	(Blame)(0),                    // 4: slipway.v1.Blame
-	(*Event)(nil),                 // 5: slipway.v1.Event
-	(*Queued)(nil),                // 6: slipway.v1.Queued
-	(*Phase)(nil),                 // 7: slipway.v1.Phase
-	(*ContextProgress)(nil),       // 8: slipway.v1.ContextProgress
-	(*Plan)(nil),                  // 9: slipway.v1.Plan
-	(*PlannedStep)(nil),           // 10: slipway.v1.PlannedStep
-	(*StepStarted)(nil),           // 11: slipway.v1.StepStarted
-	(*StepLog)(nil),               // 12: slipway.v1.StepLog
-	(*StepDone)(nil),              // 13: slipway.v1.StepDone
-	(*PullProgress)(nil),          // 14: slipway.v1.PullProgress
-	(*LayerDone)(nil),             // 15: slipway.v1.LayerDone
-	(*PushProgress)(nil),          // 16: slipway.v1.PushProgress
-	(*RootFS)(nil),                // 17: slipway.v1.RootFS
-	(*Warning)(nil),               // 18: slipway.v1.Warning
-	(*Layer)(nil),                 // 19: slipway.v1.Layer
-	(*Result)(nil),                // 20: slipway.v1.Result
-	(*Timings)(nil),               // 21: slipway.v1.Timings
-	(*Error)(nil),                 // 22: slipway.v1.Error
-	(*SizeReport)(nil),            // 23: slipway.v1.SizeReport
-	(*PathSize)(nil),              // 24: slipway.v1.PathSize
-	(*LineSize)(nil),              // 25: slipway.v1.LineSize
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(MissReason)(0),               // 2: slipway.v1.MissReason
+	(PushOutcome)(0),              // 3: slipway.v1.PushOutcome
+	(ResultStatus)(0),             // 4: slipway.v1.ResultStatus
+	(Blame)(0),                    // 5: slipway.v1.Blame
+	(*Event)(nil),                 // 6: slipway.v1.Event
+	(*Queued)(nil),                // 7: slipway.v1.Queued
+	(*Phase)(nil),                 // 8: slipway.v1.Phase
+	(*ContextProgress)(nil),       // 9: slipway.v1.ContextProgress
+	(*Plan)(nil),                  // 10: slipway.v1.Plan
+	(*PlannedStep)(nil),           // 11: slipway.v1.PlannedStep
+	(*StepStarted)(nil),           // 12: slipway.v1.StepStarted
+	(*StepLog)(nil),               // 13: slipway.v1.StepLog
+	(*StepDone)(nil),              // 14: slipway.v1.StepDone
+	(*Miss)(nil),                  // 15: slipway.v1.Miss
+	(*KeyChange)(nil),             // 16: slipway.v1.KeyChange
+	(*Forecast)(nil),              // 17: slipway.v1.Forecast
+	(*ForecastStep)(nil),          // 18: slipway.v1.ForecastStep
+	(*PullProgress)(nil),          // 19: slipway.v1.PullProgress
+	(*LayerDone)(nil),             // 20: slipway.v1.LayerDone
+	(*PushProgress)(nil),          // 21: slipway.v1.PushProgress
+	(*RootFS)(nil),                // 22: slipway.v1.RootFS
+	(*Warning)(nil),               // 23: slipway.v1.Warning
+	(*Layer)(nil),                 // 24: slipway.v1.Layer
+	(*Result)(nil),                // 25: slipway.v1.Result
+	(*Timings)(nil),               // 26: slipway.v1.Timings
+	(*Error)(nil),                 // 27: slipway.v1.Error
+	(*SizeReport)(nil),            // 28: slipway.v1.SizeReport
+	(*PathSize)(nil),              // 29: slipway.v1.PathSize
+	(*LineSize)(nil),              // 30: slipway.v1.LineSize
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
 }
 var file_slipway_v1_event_proto_depIdxs = []int32{
-	26, // 0: slipway.v1.Event.time:type_name -> google.protobuf.Timestamp
-	6,  // 1: slipway.v1.Event.queued:type_name -> slipway.v1.Queued
-	7,  // 2: slipway.v1.Event.phase:type_name -> slipway.v1.Phase
-	8,  // 3: slipway.v1.Event.context:type_name -> slipway.v1.ContextProgress
-	9,  // 4: slipway.v1.Event.plan:type_name -> slipway.v1.Plan
-	11, // 5: slipway.v1.Event.step_started:type_name -> slipway.v1.StepStarted
-	12, // 6: slipway.v1.Event.step_log:type_name -> slipway.v1.StepLog
-	13, // 7: slipway.v1.Event.step_done:type_name -> slipway.v1.StepDone
-	14, // 8: slipway.v1.Event.pull:type_name -> slipway.v1.PullProgress
-	15, // 9: slipway.v1.Event.layer:type_name -> slipway.v1.LayerDone
-	16, // 10: slipway.v1.Event.push:type_name -> slipway.v1.PushProgress
-	17, // 11: slipway.v1.Event.rootfs:type_name -> slipway.v1.RootFS
-	18, // 12: slipway.v1.Event.warning:type_name -> slipway.v1.Warning
-	20, // 13: slipway.v1.Event.result:type_name -> slipway.v1.Result
-	0,  // 14: slipway.v1.Phase.name:type_name -> slipway.v1.PhaseName
-	10, // 15: slipway.v1.Plan.steps:type_name -> slipway.v1.PlannedStep
-	1,  // 16: slipway.v1.StepLog.stream:type_name -> slipway.v1.LogStream
-	19, // 17: slipway.v1.LayerDone.layer:type_name -> slipway.v1.Layer
-	2,  // 18: slipway.v1.PushProgress.outcome:type_name -> slipway.v1.PushOutcome
-	2,  // 19: slipway.v1.Layer.pushed:type_name -> slipway.v1.PushOutcome
-	3,  // 20: slipway.v1.Result.status:type_name -> slipway.v1.ResultStatus
-	19, // 21: slipway.v1.Result.layers:type_name -> slipway.v1.Layer
-	8,  // 22: slipway.v1.Result.context:type_name -> slipway.v1.ContextProgress
-	21, // 23: slipway.v1.Result.timings:type_name -> slipway.v1.Timings
-	22, // 24: slipway.v1.Result.error:type_name -> slipway.v1.Error
-	4,  // 25: slipway.v1.Error.blame:type_name -> slipway.v1.Blame
-	23, // 26: slipway.v1.Error.size:type_name -> slipway.v1.SizeReport
-	24, // 27: slipway.v1.SizeReport.largest_paths:type_name -> slipway.v1.PathSize
-	24, // 28: slipway.v1.SizeReport.largest_directories:type_name -> slipway.v1.PathSize
-	25, // 29: slipway.v1.SizeReport.lines:type_name -> slipway.v1.LineSize
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	31, // 0: slipway.v1.Event.time:type_name -> google.protobuf.Timestamp
+	7,  // 1: slipway.v1.Event.queued:type_name -> slipway.v1.Queued
+	8,  // 2: slipway.v1.Event.phase:type_name -> slipway.v1.Phase
+	9,  // 3: slipway.v1.Event.context:type_name -> slipway.v1.ContextProgress
+	10, // 4: slipway.v1.Event.plan:type_name -> slipway.v1.Plan
+	12, // 5: slipway.v1.Event.step_started:type_name -> slipway.v1.StepStarted
+	13, // 6: slipway.v1.Event.step_log:type_name -> slipway.v1.StepLog
+	14, // 7: slipway.v1.Event.step_done:type_name -> slipway.v1.StepDone
+	19, // 8: slipway.v1.Event.pull:type_name -> slipway.v1.PullProgress
+	20, // 9: slipway.v1.Event.layer:type_name -> slipway.v1.LayerDone
+	21, // 10: slipway.v1.Event.push:type_name -> slipway.v1.PushProgress
+	22, // 11: slipway.v1.Event.rootfs:type_name -> slipway.v1.RootFS
+	23, // 12: slipway.v1.Event.warning:type_name -> slipway.v1.Warning
+	25, // 13: slipway.v1.Event.result:type_name -> slipway.v1.Result
+	17, // 14: slipway.v1.Event.forecast:type_name -> slipway.v1.Forecast
+	0,  // 15: slipway.v1.Phase.name:type_name -> slipway.v1.PhaseName
+	11, // 16: slipway.v1.Plan.steps:type_name -> slipway.v1.PlannedStep
+	1,  // 17: slipway.v1.StepLog.stream:type_name -> slipway.v1.LogStream
+	15, // 18: slipway.v1.StepDone.why:type_name -> slipway.v1.Miss
+	2,  // 19: slipway.v1.Miss.reason:type_name -> slipway.v1.MissReason
+	16, // 20: slipway.v1.Miss.changes:type_name -> slipway.v1.KeyChange
+	31, // 21: slipway.v1.Miss.evicted:type_name -> google.protobuf.Timestamp
+	18, // 22: slipway.v1.Forecast.steps:type_name -> slipway.v1.ForecastStep
+	11, // 23: slipway.v1.ForecastStep.step:type_name -> slipway.v1.PlannedStep
+	15, // 24: slipway.v1.ForecastStep.why:type_name -> slipway.v1.Miss
+	24, // 25: slipway.v1.LayerDone.layer:type_name -> slipway.v1.Layer
+	3,  // 26: slipway.v1.PushProgress.outcome:type_name -> slipway.v1.PushOutcome
+	3,  // 27: slipway.v1.Layer.pushed:type_name -> slipway.v1.PushOutcome
+	4,  // 28: slipway.v1.Result.status:type_name -> slipway.v1.ResultStatus
+	24, // 29: slipway.v1.Result.layers:type_name -> slipway.v1.Layer
+	9,  // 30: slipway.v1.Result.context:type_name -> slipway.v1.ContextProgress
+	26, // 31: slipway.v1.Result.timings:type_name -> slipway.v1.Timings
+	27, // 32: slipway.v1.Result.error:type_name -> slipway.v1.Error
+	5,  // 33: slipway.v1.Error.blame:type_name -> slipway.v1.Blame
+	28, // 34: slipway.v1.Error.size:type_name -> slipway.v1.SizeReport
+	29, // 35: slipway.v1.SizeReport.largest_paths:type_name -> slipway.v1.PathSize
+	29, // 36: slipway.v1.SizeReport.largest_directories:type_name -> slipway.v1.PathSize
+	30, // 37: slipway.v1.SizeReport.lines:type_name -> slipway.v1.LineSize
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_slipway_v1_event_proto_init() }
@@ -2484,14 +3015,15 @@ func file_slipway_v1_event_proto_init() {
 		(*Event_Rootfs)(nil),
 		(*Event_Warning)(nil),
 		(*Event_Result)(nil),
+		(*Event_Forecast)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slipway_v1_event_proto_rawDesc), len(file_slipway_v1_event_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   21,
+			NumEnums:      6,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
