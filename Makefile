@@ -15,24 +15,29 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # Without a usable git there is no revision to stamp.
 VCS     := $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
-# ISAL=1 builds a daemon that compresses gzip with Intel's ISA-L, which it then
-# needs where it runs (Debian: libisal2).
-ISAL    ?=
+# slipwayd compresses gzip with Intel's ISA-L where gcc and the library are there
+# to build it: ISAL=1 installs them, ISAL=0 does without.
+ISAL    ?= auto
 ISA_L   := igzip:isal,libisal-dev gcc:gcc,libc6-dev
-BUILD   := CGO_ENABLED=$(if $(ISAL),1 $(GO) build -tags isal,0 $(GO) build) -trimpath -buildvcs=$(VCS) -ldflags "-s -w -X main.version=$(VERSION)"
+FOUND    = $(shell [ "$$($(GO) env GOARCH)" = amd64 ] && [ -e /usr/include/isa-l/igzip_lib.h ] && command -v gcc >/dev/null && echo 1)
+WITH     = $(filter 1,$(patsubst auto,$(FOUND),$(ISAL)))
+STAMP   := -trimpath -buildvcs=$(VCS) -ldflags "-s -w -X main.version=$(VERSION)"
+BUILD   := CGO_ENABLED=0 $(GO) build $(STAMP)
 TIMEOUT ?= 15m
 FUZZ    ?= 20s
 
 .PHONY: build
-build: PROGRAMS := $(if $(ISAL),$(ISA_L))
-build: $(if $(ISAL),deps) ## bin/slipwayd and bin/slipway
-	$(BUILD) -o bin/ ./cmd/slipwayd ./cmd/slipway
+build: PROGRAMS := $(ISA_L)
+build: $(if $(filter 1,$(ISAL)),deps) ## bin/slipwayd and bin/slipway
+	$(BUILD) -o bin/ ./cmd/slipway
+	$(if $(WITH),CGO_ENABLED=1 $(GO) build -tags isal $(STAMP),$(BUILD)) -o bin/ ./cmd/slipwayd
 
 .PHONY: deps
 deps: ## install what is missing of the programs that Slipway and its tests run
 	@scripts/deps.sh $(PROGRAMS)
 
 .PHONY: demo
+demo: PROGRAMS := $(if $(filter 1,$(ISAL)),$(ISA_L))
 demo: deps build ## deploy examples/hello to a daemon of its own
 	$(BUILD) -o bin/ ./examples/hello ./examples/verify
 	$(SUDO) scripts/demo.sh
@@ -112,7 +117,7 @@ race: deps
 isal: PROGRAMS := $(ISA_L)
 isal: deps
 	CGO_ENABLED=1 $(GO) vet -tags isal ./pushd/compress
-	CGO_ENABLED=1 $(GO) test -tags isal ./pushd/compress
+	CGO_ENABLED=1 $(GO) test -tags isal ./pushd/compress ./builder/layer
 
 .PHONY: generate
 generate: ## code from proto/
@@ -128,7 +133,7 @@ fuzz: ## each fuzz test for FUZZ (20s)
 	done
 
 .PHONY: bench
-bench: PROGRAMS := curl:curl
+bench: PROGRAMS := curl:curl $(ISA_L)
 bench: deps build ## beside BuildKit and others; QUICK=1 for one small round, ONLY=A,P for some workloads
 	cd benchmarks && $(SUDO) env "PATH=$$PATH" QUICK=$(QUICK) $(GO) run . -only "$(ONLY)"
 

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"runtime"
@@ -224,7 +225,7 @@ func (p *pipeline) smallRun(rest []uint32) int {
 }
 
 // planLarge cuts one file into frames. The last one leaves only when the
-// digest was right.
+// content was the promised one.
 func (p *pipeline) planLarge(ctx context.Context, index uint32) bool {
 	e := &p.manifest.Entries[index]
 	fail := func(buf []byte, err error) bool {
@@ -236,7 +237,7 @@ func (p *pipeline) planLarge(ctx context.Context, index uint32) bool {
 		return buf != nil && fail(buf, openError(e, err))
 	}
 	defer r.Close()
-	sum := sha256.New()
+	c := newCheck(r, e)
 	for left := e.Size; left > 0; {
 		buf := p.buffer(ctx)
 		if buf == nil {
@@ -246,10 +247,10 @@ func (p *pipeline) planLarge(ctx context.Context, index uint32) bool {
 		if err := readContent(r, e, f.data); err != nil {
 			return fail(buf, err)
 		}
-		sum.Write(f.data)
+		c.add(f.data)
 		if left -= int64(len(f.data)); left == 0 {
 			f.files = 1
-			if err := checkEnd(r, e, [sha256.Size]byte(sum.Sum(nil))); err != nil {
+			if err := c.end(); err != nil {
 				return fail(buf, err)
 			}
 		}
@@ -290,13 +291,14 @@ func (p *pipeline) readWhole(e *Entry, f *frame) error {
 		return openError(e, err)
 	}
 	defer r.Close()
-	start := len(f.data)
+	c, start := newCheck(r, e), len(f.data)
 	f.data = f.data[:start+int(e.Size)]
 	if err := readContent(r, e, f.data[start:]); err != nil {
 		return err
 	}
 	f.files++
-	return checkEnd(r, e, sha256.Sum256(f.data[start:]))
+	c.add(f.data[start:])
+	return c.end()
 }
 
 func openError(e *Entry, err error) error {
@@ -318,17 +320,52 @@ func readContent(r io.Reader, e *Entry, p []byte) error {
 	return nil
 }
 
-// checkEnd makes sure that a content ends where it should and is the one that
-// the manifest promised.
-func checkEnd(r io.Reader, e *Entry, sum [sha256.Size]byte) error {
+// A check makes sure that a content is the one that the manifest promised. A
+// file that has size and time of the scan is not digested again: the receiver
+// does that.
+type check struct {
+	r   io.Reader
+	e   *Entry
+	sum hash.Hash // nil for a file as it was
+}
+
+func newCheck(r io.Reader, e *Entry) *check {
+	c := &check{r: r, e: e}
+	if !c.asScanned() {
+		c.sum = sha256.New()
+	}
+	return c
+}
+
+// asScanned reports whether r is a file with the size and time that e has.
+func (c *check) asScanned() bool {
+	f, ok := c.r.(interface{ Stat() (fs.FileInfo, error) })
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Size() == c.e.Size && info.ModTime().UnixNano() == c.e.ModTime
+}
+
+// add takes the next bytes of the content.
+func (c *check) add(p []byte) {
+	if c.sum != nil {
+		c.sum.Write(p)
+	}
+}
+
+// end is called where the content should end.
+func (c *check) end() error {
 	var more [1]byte
-	switch n, err := io.ReadFull(r, more[:]); {
+	switch n, err := io.ReadFull(c.r, more[:]); {
 	case n > 0:
-		return &ChangedError{Path: e.Path, Reason: "it became longer"}
+		return &ChangedError{Path: c.e.Path, Reason: "it became longer"}
 	case !errors.Is(err, io.EOF):
-		return &walkError{e.Path, err}
-	case sum != e.Digest:
-		return &ChangedError{Path: e.Path, Reason: "its content is another than before"}
+		return &walkError{c.e.Path, err}
+	case c.sum == nil && !c.asScanned():
+		return &ChangedError{Path: c.e.Path, Reason: "somebody writes to it"}
+	case c.sum != nil && [sha256.Size]byte(c.sum.Sum(nil)) != c.e.Digest:
+		return &ChangedError{Path: c.e.Path, Reason: "its content is another than before"}
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -165,6 +167,42 @@ func TestSendChangedFiles(t *testing.T) {
 				var remote *buildctx.SourceError
 				if !errors.As(err, &remote) || remote.Path != victim || !errors.Is(err, buildctx.ErrSource) {
 					t.Errorf("receiver: error %v", err)
+				}
+			})
+		}
+	}
+}
+
+// A file that is as the scan found it is not digested again by the sender. If
+// it lies about that, the receiver finds out.
+func TestSendRewrittenFiles(t *testing.T) {
+	for name, size := range map[string]int{"small": 100, "large": 3 * mib} {
+		for _, hidden := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s hidden=%t", name, hidden), func(t *testing.T) {
+				dir := t.TempDir()
+				writeTree(t, dir, map[string]string{"a": strings.Repeat("x", size)})
+				d := scan(t, dir, nil)
+				defer d.Close()
+				writeTree(t, dir, map[string]string{"a": strings.Repeat("y", size)})
+				then := time.Unix(0, entry(t, d.Manifest, "a").ModTime)
+				if !hidden {
+					then = then.Add(time.Second)
+				}
+				if err := os.Chtimes(filepath.Join(dir, "a"), then, then); err != nil {
+					t.Fatal(err)
+				}
+				want := wantAll(t, d.Manifest, &memStore{})
+				frames, err := toFrames(t.Context(), buildctx.NewSender(d.Manifest, d, nil), want)
+				if got := errors.Is(err, buildctx.ErrChanged); got == hidden {
+					t.Errorf("sender: %v", err)
+				}
+				r, err := buildctx.NewReceiver(d.Manifest, want, &memStore{}, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = r.Receive(t.Context(), fromFrames(frames))
+				if (hidden && !errors.Is(err, buildctx.ErrDigest)) || (!hidden && !errors.Is(err, buildctx.ErrSource)) {
+					t.Errorf("receiver: %v", err)
 				}
 			})
 		}

@@ -325,7 +325,7 @@ func TestClientsThatMisbehave(t *testing.T) {
 			c.manifest(scan(t, map[string]string{"a": "12345678901234567890123456"}))
 			check(t, c.recv(wantMsg))
 			check(t, c.stream.Send(frame(&slipwayv1.ContentFrame{WantId: c.wants[0].Id, Codec: slipwayv1.Codec_CODEC_NONE, Size: 26, Data: []byte("abcdefghijklmnopqrstuvwxyz"), Last: true})))
-		}, failure.ContextInvalid},
+		}, failure.ContextChanged},
 		{"says nothing in a message, answers what nobody asked, frames for no want, then cancels", func(c *call) {
 			check(t, c.stream.Send(&slipwayv1.BuildRequest{}))
 			check(t, c.stream.Send(answer(7, "x")))

@@ -205,10 +205,10 @@ func contentFailure(err error) error {
 		return err
 	}
 	switch {
-	case errors.Is(err, buildctx.ErrSource):
+	case errors.Is(err, buildctx.ErrSource), errors.Is(err, buildctx.ErrDigest), errors.Is(err, layercache.ErrDigest):
 		return &failure.Error{Code: failure.ContextChanged, Phase: failure.Context, Blame: failure.User, Retryable: true, Message: err.Error(), Err: err,
 			Hint: "deploy again when nothing writes to the context, or add the file to .dockerignore"}
-	case errors.Is(err, buildctx.ErrProtocol), errors.Is(err, buildctx.ErrDigest), errors.Is(err, layercache.ErrDigest):
+	case errors.Is(err, buildctx.ErrProtocol):
 		return &failure.Error{Code: failure.ContextInvalid, Phase: failure.Context, Blame: failure.User, Retryable: true, Message: err.Error(), Err: err,
 			Hint: "update the client and deploy again"}
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/slipwayhq/slipway/layercache"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/pushd"
+	"github.com/slipwayhq/slipway/pushd/compress"
 	"github.com/slipwayhq/slipway/registry"
 	"github.com/slipwayhq/slipway/server"
 	"github.com/slipwayhq/slipway/server/records"
@@ -355,7 +356,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			d.log.Warn("collect", "err", err)
 		}
 	})
-	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root)
+	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "gzip", compress.GzipMaker)
 
 	var err error
 	select {

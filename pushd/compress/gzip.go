@@ -2,7 +2,7 @@
 
 package compress
 
-// gzipMaker names what makes gzip members.
-const gzipMaker = "klauspost"
+// GzipMaker names what makes gzip members.
+const GzipMaker = "klauspost"
 
 func newGzip(level int) encoder { return newKlauspost(level) }

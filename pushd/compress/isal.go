@@ -37,10 +37,10 @@ import "C"
 
 import "unsafe"
 
-// gzipMaker names what makes gzip members. Built with the tag isal, the lower
+// GzipMaker names what makes gzip members. Built with the tag isal, the lower
 // levels are those of Intel's ISA-L: about twice as fast on processors that
 // have AVX.
-const gzipMaker = "isal"
+const GzipMaker = "isal"
 
 // mostISAL is the highest level that ISA-L takes over: its levels end at 3,
 // and above that people ask for small layers, not for fast ones.

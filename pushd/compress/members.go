@@ -178,7 +178,7 @@ func (w *Writer) deliver(m *member) {
 
 // salt is what a key depends on beside the input: how members are made.
 func (o Options) salt() []byte {
-	return fmt.Appendf(nil, "member/v1 %s %d %s %s\n", o.Type, o.Level, gzipMaker, encoders())
+	return fmt.Appendf(nil, "member/v1 %s %d %s %s\n", o.Type, o.Level, GzipMaker, encoders())
 }
 
 // encoders names the version of the compressors: another may make other bytes.
