@@ -75,7 +75,8 @@ func (d *draft) lstat(p string) (*file, error) {
 }
 
 // mkdirAll makes the directories of p that are missing, and copies up those
-// that exist. What is in the way and no directory is an error.
+// that exist. What is in the way and no directory is an error. A new one below
+// a directory that hands its group on (setgid) does so too.
 func (d *draft) mkdirAll(p string, uid, gid int) error {
 	if p == "/" {
 		return nil
@@ -86,7 +87,11 @@ func (d *draft) mkdirAll(p string, uid, gid int) error {
 	f, err := d.lstat(p)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		d.put(&entry{file: file{path: p, typ: tar.TypeDir, mode: 0o755, uid: uid, gid: gid, mtime: d.now}})
+		mode := int64(0o755)
+		if up, err := d.lstat(path.Dir(p)); err == nil {
+			mode |= up.mode & 0o2000
+		}
+		d.put(&entry{file: file{path: p, typ: tar.TypeDir, mode: mode, uid: uid, gid: gid, mtime: d.now}})
 		return nil
 	case err != nil:
 		return err

@@ -88,8 +88,9 @@ func (s Scope) Values(env ...string) (values, recorded []string) {
 	return pairs(v), pairs(s.s.recorded(v))
 }
 
-// A MemoryTree is a tree of nothing but names: "d" for a directory, "f" for a
-// file, "->x" for a link, by path.
+// A MemoryTree is a tree of nothing but names, by path: "d" for a directory,
+// "d+s" for one that hands its group on, "->x" for a link, "cap" for a file with
+// capabilities, anything else for a file.
 type MemoryTree map[string]string
 
 func (m MemoryTree) lstat(p string) (*file, error) {
@@ -106,6 +107,12 @@ func (m MemoryTree) lstat(p string) (*file, error) {
 	}
 	if what == "d" {
 		f.typ, f.mode, f.size = tar.TypeDir, 0o700, 0
+	}
+	if what == "d+s" {
+		f.typ, f.mode, f.size = tar.TypeDir, 0o2775, 0
+	}
+	if what == "cap" {
+		f.xattrs = map[string]string{capability: "c"}
 	}
 	if inode, ok := strings.CutPrefix(what, "inode "); ok {
 		f.inode = inode

@@ -165,16 +165,19 @@ func lines(into *[]string) func(*tar.Header, io.Reader) error {
 			}
 			text = "=" + string(raw)
 		}
+		if h.PAXRecords["SCHILY.xattr.security.capability"] != "" {
+			text += "+cap"
+		}
 		*into = append(*into, strings.TrimSpace(fmt.Sprintf("%c %o %d:%d %s%s %s", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Name, text, h.Linkname)))
 		return nil
 	}
 }
 
 func TestCopy(t *testing.T) {
-	below := classic.MemoryTree{"/etc": "d", "/etc/f": "old", "/dir": "d", "/dir/name": "d", "/dir/name/x": "x", "/link": "->/dir"}
+	below := classic.MemoryTree{"/etc": "d", "/etc/f": "old", "/dir": "d", "/dir/name": "d", "/dir/name/x": "x", "/link": "->/dir", "/sg": "d+s"}
 	from := classic.MemoryTree{
 		"/a": "A", "/b": "B", "/l": "->a", "/d": "d", "/d/name": "N", "/d/sub": "d", "/d/sub/s": "->../x", "/e": "d", "/e/f": "d", "/e/f/g": "G", "/dangling": "->nowhere",
-		"/h": "d", "/h/1": "inode 7", "/h/2": "inode 7",
+		"/h": "d", "/h/1": "inode 7", "/h/2": "inode 7", "/k": "d", "/k/c": "cap",
 	}
 	for _, tc := range []struct {
 		name string
@@ -191,13 +194,21 @@ func TestCopy(t *testing.T) {
 		{"directory over file", classic.Copy{Patterns: []string{"e/"}, Dest: "/etc/"}, []string{"5 700 0:0 etc/", "5 700 0:0 etc/f/", "0 755 0:0 etc/f/.wh..wh..opq", "0 644 0:0 etc/f/g=G"}, ""},
 		{"hard links", classic.Copy{Patterns: []string{"h"}, Dest: "/n"}, []string{"5 755 0:0 n/", "0 644 0:0 n/1=inode 7", "1 644 0:0 n/2 n/1"}, ""},
 		{"wildcard", classic.Copy{Patterns: []string{"[ab]"}, Dest: "/n/"}, []string{"5 755 0:0 n/", "0 644 0:0 n/a=A", "0 644 0:0 n/b=B"}, ""},
+		{"directories on the way to a directory are root's", classic.Copy{Patterns: []string{"e"}, Dest: "/n/m/o", UID: 5, GID: 6}, []string{"5 755 0:0 n/", "5 755 0:0 n/m/", "5 755 5:6 n/m/o/", "5 700 5:6 n/m/o/f/", "0 644 5:6 n/m/o/f/g=G"}, ""},
+		{"an existing directory keeps its owner", classic.Copy{Patterns: []string{"e"}, Dest: "/dir", UID: 5, GID: 6}, []string{"5 700 0:0 dir/", "5 700 5:6 dir/f/", "0 644 5:6 dir/f/g=G"}, ""},
+		{"a file in the place of a directory", classic.Copy{Patterns: []string{"d/name"}, Dest: "/dir/"}, []string{"5 700 0:0 dir/", "0 644 0:0 dir/name=N"}, ""},
+		{"setgid is handed on", classic.Copy{Patterns: []string{"a"}, Dest: "/sg/n/m/"}, []string{"5 2775 0:0 sg/", "5 2755 0:0 sg/n/", "5 2755 0:0 sg/n/m/", "0 644 0:0 sg/n/m/a=A"}, ""},
+		{"capabilities go with a directory", classic.Copy{Patterns: []string{"k"}, Dest: "/n", UID: -1, GID: -1}, []string{"5 755 0:0 n/", "0 644 0:0 n/c=cap+cap"}, ""},
+		{"but not with a file", classic.Copy{Patterns: []string{"k/c"}, Dest: "/n", UID: -1, GID: -1}, []string{"0 644 0:0 n=cap"}, ""},
+		{"nor with a change of owner", classic.Copy{Patterns: []string{"k"}, Dest: "/n"}, []string{"5 755 0:0 n/", "0 644 0:0 n/c=cap"}, ""},
 		{"several to a file", classic.Copy{Patterns: []string{"?"}, Dest: "/n"}, nil, "must be a directory and end with a /"},
 		{"below a file", classic.Copy{Patterns: []string{"a"}, Dest: "/etc/f/x"}, nil, "mkdir /etc/f: not a directory"},
 		{"missing", classic.Copy{Patterns: []string{"no"}, Dest: "/x"}, nil, "stat no: file does not exist"},
+		{"missing, as written", classic.Copy{Patterns: []string{"//./no/"}, Dest: "/x"}, nil, "excluded by .dockerignore: stat /./no/: file does not exist"},
 		{"dangling", classic.Copy{Patterns: []string{"dangling"}, Dest: "/x"}, nil, "file does not exist"},
 		{"out of the context", classic.Copy{Patterns: []string{"d/../../a"}, Dest: "/x"}, nil, "forbidden path outside the build context"},
 		{"the parent of the context", classic.Copy{Patterns: []string{".."}, Dest: "/x"}, nil, "forbidden path outside the build context"},
-		{"bad pattern", classic.Copy{Patterns: []string{"[a"}, Dest: "/x"}, nil, "syntax error in pattern"},
+		{"bad pattern", classic.Copy{Patterns: []string{"[a"}, Dest: "/x"}, nil, "COPY failed: no source files were specified"},
 		{"nothing matches", classic.Copy{Patterns: []string{"z*"}, Dest: "/x"}, nil, "no source files"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
