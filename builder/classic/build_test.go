@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -422,7 +423,7 @@ func TestArchives(t *testing.T) {
 	o := w.build(t.Context(), request{dir: dir, dockerfile: "FROM fid/base:1\nADD a.tar /a/\nADD misnamed.txt b.tbz /b/\nADD empty.tar zero.tar note.tar.gz /c/\nADD a.tar /"})
 	img := o.pull()
 	for p, want := range map[string]node{
-		"/a": {Type: "d", Mode: "0700", Own: "0:0"}, "/a/out": {Type: "f", Mode: "4755", Own: "5:6"},
+		"/a": {Type: "d", Mode: "0755", Own: "0:0"}, "/a/out": {Type: "f", Mode: "4755", Own: "5:6"},
 		"/a/ward": {Type: "h", Mode: "4755", Own: "5:6"}, "/a/etc": {Type: "l", Mode: "0777", Own: "0:0"},
 		"/b/out": {Type: "f", Mode: "4755", Own: "5:6"}, "/out": {Type: "f", Mode: "4755", Own: "5:6"},
 		"/c/empty.tar": {Type: "f", Mode: "0644", Own: "0:0"}, "/c/zero.tar": {Type: "f", Mode: "0644", Own: "0:0"},
@@ -435,6 +436,38 @@ func TestArchives(t *testing.T) {
 	w.write(dir, map[string]string{"x.txz": "\xfd7zXZ\x00rest"})
 	if o := w.build(t.Context(), request{dir: dir, dockerfile: "FROM scratch\nADD x.txz /"}); o.Error == nil || !strings.Contains(o.Error.Message, "xz") {
 		t.Errorf("xz: %v", o.Error)
+	}
+}
+
+// TestArchiveInPlace adds an archive over what the image has: links lead to
+// where they lead below the destination, and marks hide what is there.
+func TestArchiveInPlace(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "a.tar"))
+	w.must(err)
+	tw := tar.NewWriter(f)
+	for _, h := range []tar.Header{
+		{Typeflag: tar.TypeDir, Name: "./", Mode: 0o700, Uid: 9},
+		{Typeflag: tar.TypeReg, Name: "link/one", Mode: 0o600},
+		{Typeflag: tar.TypeReg, Name: "data/.wh.keep.txt", Mode: 0o640, Uid: 3, Gid: 4},
+		{Typeflag: tar.TypeReg, Name: "new/deep/two", Mode: 0o600, Uid: 7, Gid: 8},
+	} {
+		h.ModTime = time.Unix(1500000000, 0)
+		w.must(tw.WriteHeader(&h))
+	}
+	w.must(errors.Join(tw.Close(), f.Close()))
+	img := w.build(t.Context(), request{dir: dir, dockerfile: "FROM fid/base:1\nADD --chown=app a.tar /srv\nRUN test -f /srv/link/one && test ! -e /srv/data/keep.txt"}).pull()
+	var got []string
+	for _, n := range img.layers[1] {
+		got = append(got, fmt.Sprint(n.Type, " ", n.Mode, " ", n.Own, " ", n.MTime, " ", n.Path))
+	}
+	want := []string{
+		"d 0755 0:0 now /srv", "d 0755 0:0 now /srv/data", "f 0640 3:4 1500000000 /srv/data/.wh.keep.txt", "f 0600 0:0 1500000000 /srv/data/one",
+		"d 0755 0:0 now /srv/new", "d 0755 0:0 now /srv/new/deep", "f 0600 7:8 1500000000 /srv/new/deep/two",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("layer\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

@@ -23,7 +23,6 @@ var (
 	ParsePorts   = parsePorts
 	Destination  = destination
 	HasWildcards = hasWildcards
-	Relocate     = relocate
 	ComparePaths = comparePaths
 	Sum          = sum
 	WithPath     = withPath
@@ -140,6 +139,11 @@ func (m MemoryTree) open(_ context.Context, f *file) (io.ReadCloser, error) {
 }
 
 func (m MemoryTree) hash(_ context.Context, f *file) (string, error) { return sum(m[f.path]), nil }
+
+// Relocate writes an archive's entries below dest, where the tree has what m has.
+func (m MemoryTree) Relocate(w io.Writer, r *tar.Reader, dest string) error {
+	return relocateInto(m, marks{})(w, r, dest)
+}
 
 // Follow resolves links in p, scoped to the tree.
 func (m MemoryTree) Follow(p string, last bool) (string, error) { return follow(m, p, last) }

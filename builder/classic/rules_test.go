@@ -348,6 +348,8 @@ func TestRelocate(t *testing.T) {
 	for _, h := range []tar.Header{
 		{Typeflag: tar.TypeDir, Name: "./"}, {Typeflag: tar.TypeReg, Name: "../../etc/x"}, {Typeflag: tar.TypeReg, Name: "/abs"},
 		{Typeflag: tar.TypeLink, Name: "l", Linkname: "../etc/x"}, {Typeflag: tar.TypeSymlink, Name: "s", Linkname: "/etc"},
+		{Typeflag: tar.TypeReg, Name: "s/f"}, {Typeflag: tar.TypeReg, Name: "in/f"}, {Typeflag: tar.TypeReg, Name: "rel/g"},
+		{Typeflag: tar.TypeDir, Name: "rel/"}, {Typeflag: tar.TypeReg, Name: "rel/f"}, {Typeflag: tar.TypeLink, Name: "h", Linkname: "s/x"},
 	} {
 		if err := tw.WriteHeader(&h); err != nil {
 			t.Fatal(err)
@@ -357,11 +359,13 @@ func TestRelocate(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw := archive.Bytes()
+	image := classic.MemoryTree{"/a": "d", "/a/b": "d", "/a/b/in": "->/sub", "/a/b/rel": "->sub", "/a/b/sub": "d", "/in": "->/x/y"}
 	for dest, want := range map[string]string{
-		"a/b": "a/b/ a/b/etc/x a/b/abs a/b/l>a/b/etc/x a/b/s>/etc", "": "etc/x abs l>etc/x s>/etc",
+		"a/b": "a/b/etc/x a/b/abs a/b/l>a/b/etc/x a/b/s>/etc a/b/etc/f a/b/sub/f a/b/sub/g a/b/rel/ a/b/rel/f a/b/h>a/b/etc/x",
+		"":    "etc/x abs l>etc/x s>/etc etc/f x/y/f rel/g rel/ rel/f h>etc/x",
 	} {
 		out.Reset()
-		if err := classic.Relocate(&out, tar.NewReader(bytes.NewReader(raw)), dest); err != nil {
+		if err := image.Relocate(&out, tar.NewReader(bytes.NewReader(raw)), dest); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -380,7 +384,7 @@ func TestRelocate(t *testing.T) {
 			got = append(got, name)
 		}
 		if strings.Join(got, " ") != want {
-			t.Errorf("below %q: %q, want %q", dest, got, want)
+			t.Errorf("below %q: %q\nwant %q", dest, strings.Join(got, " "), want)
 		}
 	}
 }
