@@ -126,8 +126,13 @@ COPY ./sub/[ab].txt /three/`,
 			files: map[string]string{"dir1/f": "x"}, dockerfile: "FROM scratch\nCOPY dir*/ /x/", err: "no source files were specified", line: 2,
 		},
 		{
-			name:  "a name that is no number is looked up",
-			files: map[string]string{"f": "x"}, dockerfile: "FROM fid/base:1\nCOPY --chown=-1 f /f", err: "can't find uid for user -1", line: 2,
+			name:  "ids go unchecked",
+			files: map[string]string{"f": "x"}, dockerfile: "FROM scratch\nCOPY --chown=4294967301:6 f /f\nCOPY --chown=-1 f /g",
+			check: func(t *testing.T, _ *outcome, img *image) {
+				if f, g := img.tree["/f"].Own, img.tree["/g"].Own; f != "5:6" || g != "0:0" {
+					t.Errorf("/f is of %s, /g of %s", f, g)
+				}
+			},
 		},
 		{
 			name: "RUN [] runs what the image runs",

@@ -286,14 +286,16 @@ func (d *draft) workdir(p string) error {
 	if err != nil {
 		return err
 	}
-	if f, err := d.lstat(at); err == nil && f.isDir() {
+	f, err := d.lstat(at)
+	switch {
+	case err == nil && f.isDir():
 		return nil
+	case err == nil:
+		return failure.Userf(failure.DockerfileInvalid, "name another directory", "Cannot mkdir: %s is not a directory", p)
 	}
 	var blocked *notDirError
-	if err := d.mkdirAll(at, 0, 0); errors.As(err, &blocked) {
-		return failure.Userf(failure.DockerfileInvalid, "name another directory", "Cannot mkdir: %s is not a directory", blocked.path)
-	} else if err != nil {
-		return err
+	if err = d.mkdirAll(at, 0, 0); errors.As(err, &blocked) {
+		return failure.Userf(failure.DockerfileInvalid, "name another directory", "mkdir %s: not a directory", blocked.path)
 	}
-	return nil
+	return err
 }

@@ -91,6 +91,8 @@ func TestPorts(t *testing.T) {
 	for word, want := range map[string]string{
 		"80": "80/tcp", "53/UDP": "53/udp", "9000-9002/sctp": "9000/sctp 9001/sctp 9002/sctp", "8080:81": "81/tcp", "127.0.0.1:90:91/sctp": "91/sctp",
 		"80/xyz": "invalid proto: xyz", "70000": "invalid containerPort: 70000", "90-80": "invalid containerPort: 90-80", "x": "invalid containerPort: x", "-1": "invalid containerPort: -1",
+		"80:": "no port specified: 80:<empty>", "/udp": "no port specified: /udp<empty>", "x:80": "invalid hostPort: x", "1.2.3:80:80": "invalid IP address: 1.2.3",
+		"[::1]:80:81": "81/tcp", "::81": "81/tcp", "1-3:5": "5/tcp", "1-3:5-6": "invalid ranges specified for container and host Ports: 5-6 and 1-3",
 	} {
 		ports, err := classic.ParsePorts(word)
 		got := strings.Join(ports, " ")
@@ -238,8 +240,10 @@ func TestWorkdir(t *testing.T) {
 			t.Errorf("%s: %q, %v, want %q", dir, got, err, want)
 		}
 	}
-	if err := classic.Workdir(below, "/file/x", nil); err == nil || !strings.Contains(err.Error(), "Cannot mkdir: /file is not a directory") {
-		t.Errorf("below a file: %v", err)
+	for dir, want := range map[string]string{"/file": "Cannot mkdir: /file is not a directory", "/file/x": "mkdir /file: not a directory"} {
+		if err := classic.Workdir(below, dir, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", dir, err, want)
+		}
 	}
 }
 
