@@ -16,6 +16,7 @@ import (
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
@@ -93,8 +94,8 @@ RUN test -f /a`,
 		},
 		{
 			name:       "a trigger that does not parse",
-			dockerfile: "FROM fid/base:1 AS one\nONBUILD BOGUS x\nFROM one\nRUN true",
-			err:        "unknown instruction: BOGUS", line: 3,
+			dockerfile: "FROM fid/base:1 AS one\nONBUILD LABEL a=b\nONBUILD BOGUS x\nFROM one\nRUN true",
+			err:        "unknown instruction: BOGUS", line: 4,
 		},
 		{
 			name:  "an emptied directory hides what was below however deep",
@@ -388,6 +389,30 @@ func TestEnvWithoutPath(t *testing.T) {
 	img := w.build(t.Context(), request{dockerfile: "FROM fid/env:1\nLABEL x=y"}).pull()
 	if env := img.config.Config.Env; len(env) != 2 || env[0] != "A=1" || !strings.HasPrefix(env[1], "PATH=") {
 		t.Errorf("Env %q", env)
+	}
+}
+
+// TestFromAlone is the base image as it is.
+func TestFromAlone(t *testing.T) {
+	w := newWorld(t)
+	made := time.Unix(1234567890, 0).UTC()
+	w.push("fid/whole", "1", dockerspec.DockerOCIImage{
+		Image: ocispec.Image{
+			Created: &made, Author: "someone", Platform: ocispec.Platform{OS: "linux", Architecture: goarch},
+			RootFS: ocispec.RootFS{DiffIDs: []digest.Digest{}},
+		},
+		Config: dockerspec.DockerOCIImageConfig{ImageConfig: ocispec.ImageConfig{Env: []string{"A=1"}, User: "u"}},
+	})
+	base := w.pull("fid/whole", "1")
+	for _, dockerfile := range []string{"FROM fid/whole:1", "FROM fid/whole:1 AS a\nFROM a"} {
+		img := w.build(t.Context(), request{dockerfile: dockerfile}).pull()
+		if string(img.raw) != string(base.raw) {
+			t.Errorf("%s:\n%s\nwant\n%s", dockerfile, img.raw, base.raw)
+		}
+	}
+	img := w.build(t.Context(), request{dockerfile: "FROM fid/whole:1 AS a\nMAINTAINER me\nFROM a"}).pull()
+	if img.config.Author != "me" {
+		t.Errorf("author %q of a stage that is another, want me", img.config.Author)
 	}
 }
 

@@ -122,6 +122,11 @@ func TestHistory(t *testing.T) {
 		{name: "RUN of nothing", dockerfile: "FROM fid/base:1\nCMD [\"touch\", \"/x\"]\nRUN []\nENTRYPOINT [\"/bin/true\"]\nRUN []",
 			history: []string{"!" + sh + `CMD ["touch" "/x"]`, "", "!" + sh + `ENTRYPOINT ["/bin/true"]`, "!"}},
 		{
+			name: "ONBUILD in a child", dockerfile: "FROM scratch AS one\nENV x=1\nONBUILD ENV a=$x\nONBUILD ARG b\nFROM one AS two\nENV x=$a$b\nFROM two\nENV y=$x", args: map[string]string{"b": "2"},
+			history: []string{"!" + sh + "ENV x=1", "!" + sh + "ONBUILD ENV a=$x", "!" + sh + "ONBUILD ARG b", "!" + sh + "ENV a=1", "!" + sh + "ARG b", "!" + sh + "ENV x=12", "!" + sh + "ENV y=12"},
+			config:  `{"Env":["x=12","a=1","y=12"]}`,
+		},
+		{
 			name: "only metadata over nothing", dockerfile: "FROM scratch\nLABEL a=b", history: []string{"!" + sh + "LABEL a=b"},
 		},
 	} {

@@ -33,7 +33,8 @@ type stage struct {
 	deps   []*stage        // stages named by COPY --from
 	steps  []*step
 
-	triggers []*step // inherited ONBUILD instructions, part of the first step
+	triggers   []*step // inherited ONBUILD instructions, part of the first step
+	badTrigger error   // what is wrong with the one after them; may be nil
 
 	needed   bool
 	resolved bool // its images are known
