@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -389,6 +391,35 @@ func TestEnvWithoutPath(t *testing.T) {
 	img := w.build(t.Context(), request{dockerfile: "FROM fid/env:1\nLABEL x=y"}).pull()
 	if env := img.config.Config.Env; len(env) != 2 || env[0] != "A=1" || !strings.HasPrefix(env[1], "PATH=") {
 		t.Errorf("Env %q", env)
+	}
+}
+
+// TestURLNames adds files by URLs that end in no name.
+func TestURLNames(t *testing.T) {
+	w := newWorld(t)
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Disposition", r.URL.Query().Get("d"))
+		_, _ = rw.Write([]byte("x"))
+	}))
+	t.Cleanup(server.Close)
+	for _, tc := range []struct{ query, dest, want string }{
+		{"?d=attachment%3B+filename=%22a/b.txt%22", "/x/", "/x/b.txt"},
+		{"?d=attachment%3B+filename=%22a/%22", "/x/", ""},
+		{"?d=nonsense%3B%3B", "/x/", ""},
+		{"", "/srv/data", "/srv/data/__unnamed__"},
+		{"", "/x", "/x"},
+	} {
+		o := w.build(t.Context(), request{dockerfile: "FROM fid/base:1\nADD " + server.URL + "/" + tc.query + " " + tc.dest})
+		if tc.want == "" {
+			if e := o.Error; e == nil || !strings.HasPrefix(e.Message, "ADD failed: cannot determine filename for source http://127.0.0.1:") {
+				t.Errorf("%s in %s: %v", tc.query, tc.dest, e)
+			}
+			continue
+		}
+		n := o.pull().tree[tc.want]
+		if n.Type != "f" || n.Mode != "0600" || n.Own != "0:0" || n.MTime != "0" {
+			t.Errorf("%s in %s: %+v at %s", tc.query, tc.dest, n, tc.want)
+		}
 	}
 }
 
