@@ -1,6 +1,7 @@
 package classic
 
 import (
+	"cmp"
 	"context"
 	"regexp"
 	"slices"
@@ -87,6 +88,10 @@ func (s *stage) chooseAdded(ctx context.Context, st *step, t *transfer, paths []
 	return t.checkCount()
 }
 
+// unnamed is what a download is called that has no name, in a destination that
+// is a directory and was not known to be one.
+const unnamed = "__unnamed__"
+
 // addURL downloads a file. It is always downloaded, and found in the cache by
 // its content.
 func (s *stage) addURL(ctx context.Context, st *step, t *transfer, link, checksum string) error {
@@ -97,6 +102,6 @@ func (s *stage) addURL(ctx context.Context, st *step, t *transfer, link, checksu
 	if checksum != "" && checksum != got.content.String() {
 		return t.failf(failure.FetchFailed, "check the URL and the checksum", "%s has digest %s, not %s", link, got.content, checksum)
 	}
-	t.sources = append(t.sources, copySource{name: got.name, file: &got.file, from: got, url: true})
+	t.sources = append(t.sources, copySource{name: cmp.Or(got.name, unnamed), file: &got.file, from: got, url: true})
 	return nil
 }

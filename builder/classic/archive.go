@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"strings"
 	"sync"
 	"time"
@@ -119,7 +118,7 @@ func (s *stage) addArchives(ctx, steps context.Context, st *step, t *transfer, a
 		return err
 	}
 	comment := t.comment(hash, destOf(st))
-	a := &unpacking{stage: s, transfer: t, archives: archives}
+	a := &unpacking{stage: s, transfer: t, archives: archives, marks: marks{}}
 	return s.apply(ctx, steps, st, &change{
 		image: cloneImage(s.node.image), createdBy: nopFS(&s.node.image, comment),
 		key: fixed(layercache.Part{Name: "unpack", Value: comment}),
@@ -133,6 +132,7 @@ type unpacking struct {
 	transfer *transfer
 	archives map[*file]bool
 	upper    string
+	marks    marks
 }
 
 func (a *unpacking) run(ctx context.Context, n *node) error {
@@ -193,6 +193,7 @@ func (a *unpacking) unpack(ctx context.Context, n *node, f *file, merged tree, d
 	if err != nil {
 		return err
 	}
+	relocate := relocateInto(merged, a.marks)
 	var blocked *notDirError
 	if err := d.mkdirAll(dest, 0, 0); errors.As(err, &blocked) {
 		return a.transfer.failf(failure.DockerfileInvalid, "choose a destination below a directory", "mkdir %s: not a directory", blocked.path)
@@ -225,46 +226,8 @@ func (a *unpacking) unpack(ctx context.Context, n *node, f *file, merged tree, d
 	return nil
 }
 
-// relocate writes an archive's entries below a directory.
-func relocate(w io.Writer, r *tar.Reader, dest string) error {
-	tw := tar.NewWriter(w)
-	for {
-		h, err := r.Next()
-		if err == io.EOF {
-			return tw.Close()
-		}
-		if err != nil {
-			return err
-		}
-		if h.Typeflag == tar.TypeXGlobalHeader {
-			continue
-		}
-		if h.Name = below(dest, h.Name); h.Name == "" {
-			continue // the root of the image stays as it is
-		}
-		if h.Typeflag == tar.TypeLink {
-			h.Linkname = below(dest, h.Linkname)
-		}
-		if h.Typeflag == tar.TypeDir {
-			h.Name += "/"
-		}
-		h.Format = tar.FormatPAX
-		if err := tw.WriteHeader(h); err != nil {
-			return err
-		}
-		if _, err := io.Copy(tw, r); err != nil {
-			return err
-		}
-	}
-}
-
 func (a *unpacking) write(ctx context.Context, _ *node, w *layer.Writer) error {
-	return rootfs.WriteUpper(ctx, w.Tar(), a.upper, w.Charge)
-}
-
-// below returns where a name of an archive is, which is never outside dest.
-func below(dest, name string) string {
-	return strings.TrimPrefix(path.Join("/", dest, path.Clean("/"+name)), "/")
+	return rootfs.WriteUpper(ctx, w.Tar(), a.upper, a.marks.charge(w))
 }
 
 // piped runs a writer into a reader. It returns when both have ended, with the

@@ -51,6 +51,7 @@ func (b *build) metaArgs() (map[string]string, error) {
 	values := b.platformArgs()
 	lex := shell.NewLex(b.file.escape)
 	for _, cmd := range b.file.meta {
+		env := shell.EnvsFromSlice(pairs(values)) // a line sees what lines before it set
 		for _, arg := range cmd.Args {
 			b.args.use(arg.Key)
 			if v, ok := b.job.BuildArgs[arg.Key]; ok {
@@ -60,7 +61,7 @@ func (b *build) metaArgs() (map[string]string, error) {
 			if arg.Value == nil {
 				continue
 			}
-			v, _, err := lex.ProcessWord(*arg.Value, shell.EnvsFromSlice(pairs(values)))
+			v, _, err := lex.ProcessWord(*arg.Value, env)
 			if err != nil {
 				return nil, failure.At(failure.Userf(failure.DockerfileInvalid, "", "ARG %s: %v", arg.Key, err), "", cmd.Location()[0].Start.Line)
 			}

@@ -34,7 +34,7 @@ func (s *stage) begin(ctx, steps context.Context, st *step, done *slipwayv1.Step
 	if err != nil {
 		return err
 	}
-	if len(s.triggers) > 0 {
+	if len(s.triggers) > 0 || s.badTrigger != nil {
 		return s.trigger(ctx, steps, st, done)
 	}
 	return nil

@@ -6,6 +6,9 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +18,7 @@ import (
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
@@ -92,8 +96,8 @@ RUN test -f /a`,
 		},
 		{
 			name:       "a trigger that does not parse",
-			dockerfile: "FROM fid/base:1 AS one\nONBUILD BOGUS x\nFROM one\nRUN true",
-			err:        "unknown instruction: BOGUS", line: 3,
+			dockerfile: "FROM fid/base:1 AS one\nONBUILD LABEL a=b\nONBUILD BOGUS x\nFROM one\nRUN true",
+			err:        "unknown instruction: BOGUS", line: 4,
 		},
 		{
 			name:  "an emptied directory hides what was below however deep",
@@ -125,8 +129,13 @@ COPY ./sub/[ab].txt /three/`,
 			files: map[string]string{"dir1/f": "x"}, dockerfile: "FROM scratch\nCOPY dir*/ /x/", err: "no source files were specified", line: 2,
 		},
 		{
-			name:  "a name that is no number is looked up",
-			files: map[string]string{"f": "x"}, dockerfile: "FROM fid/base:1\nCOPY --chown=-1 f /f", err: "can't find uid for user -1", line: 2,
+			name:  "ids go unchecked",
+			files: map[string]string{"f": "x"}, dockerfile: "FROM scratch\nCOPY --chown=4294967301:6 f /f\nCOPY --chown=-1 f /g",
+			check: func(t *testing.T, _ *outcome, img *image) {
+				if f, g := img.tree["/f"].Own, img.tree["/g"].Own; f != "5:6" || g != "0:0" {
+					t.Errorf("/f is of %s, /g of %s", f, g)
+				}
+			},
 		},
 		{
 			name: "RUN [] runs what the image runs",
@@ -385,6 +394,59 @@ func TestEnvWithoutPath(t *testing.T) {
 	}
 }
 
+// TestURLNames adds files by URLs that end in no name.
+func TestURLNames(t *testing.T) {
+	w := newWorld(t)
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Disposition", r.URL.Query().Get("d"))
+		_, _ = rw.Write([]byte("x"))
+	}))
+	t.Cleanup(server.Close)
+	for _, tc := range []struct{ query, dest, want string }{
+		{"?d=attachment%3B+filename=%22a/b.txt%22", "/x/", "/x/b.txt"},
+		{"?d=attachment%3B+filename=%22a/%22", "/x/", ""},
+		{"?d=nonsense%3B%3B", "/x/", ""},
+		{"", "/srv/data", "/srv/data/__unnamed__"},
+		{"", "/x", "/x"},
+	} {
+		o := w.build(t.Context(), request{dockerfile: "FROM fid/base:1\nADD " + server.URL + "/" + tc.query + " " + tc.dest})
+		if tc.want == "" {
+			if e := o.Error; e == nil || !strings.HasPrefix(e.Message, "ADD failed: cannot determine filename for source http://127.0.0.1:") {
+				t.Errorf("%s in %s: %v", tc.query, tc.dest, e)
+			}
+			continue
+		}
+		n := o.pull().tree[tc.want]
+		if n.Type != "f" || n.Mode != "0600" || n.Own != "0:0" || n.MTime != "0" {
+			t.Errorf("%s in %s: %+v at %s", tc.query, tc.dest, n, tc.want)
+		}
+	}
+}
+
+// TestFromAlone is the base image as it is.
+func TestFromAlone(t *testing.T) {
+	w := newWorld(t)
+	made := time.Unix(1234567890, 0).UTC()
+	w.push("fid/whole", "1", dockerspec.DockerOCIImage{
+		Image: ocispec.Image{
+			Created: &made, Author: "someone", Platform: ocispec.Platform{OS: "linux", Architecture: goarch},
+			RootFS: ocispec.RootFS{DiffIDs: []digest.Digest{}},
+		},
+		Config: dockerspec.DockerOCIImageConfig{ImageConfig: ocispec.ImageConfig{Env: []string{"A=1"}, User: "u"}},
+	})
+	base := w.pull("fid/whole", "1")
+	for _, dockerfile := range []string{"FROM fid/whole:1", "FROM fid/whole:1 AS a\nFROM a"} {
+		img := w.build(t.Context(), request{dockerfile: dockerfile}).pull()
+		if string(img.raw) != string(base.raw) {
+			t.Errorf("%s:\n%s\nwant\n%s", dockerfile, img.raw, base.raw)
+		}
+	}
+	img := w.build(t.Context(), request{dockerfile: "FROM fid/whole:1 AS a\nMAINTAINER me\nFROM a"}).pull()
+	if img.config.Author != "me" {
+		t.Errorf("author %q of a stage that is another, want me", img.config.Author)
+	}
+}
+
 // TestArchives adds what is an archive and what is none.
 func TestArchives(t *testing.T) {
 	w := newWorld(t)
@@ -422,7 +484,7 @@ func TestArchives(t *testing.T) {
 	o := w.build(t.Context(), request{dir: dir, dockerfile: "FROM fid/base:1\nADD a.tar /a/\nADD misnamed.txt b.tbz /b/\nADD empty.tar zero.tar note.tar.gz /c/\nADD a.tar /"})
 	img := o.pull()
 	for p, want := range map[string]node{
-		"/a": {Type: "d", Mode: "0700", Own: "0:0"}, "/a/out": {Type: "f", Mode: "4755", Own: "5:6"},
+		"/a": {Type: "d", Mode: "0755", Own: "0:0"}, "/a/out": {Type: "f", Mode: "4755", Own: "5:6"},
 		"/a/ward": {Type: "h", Mode: "4755", Own: "5:6"}, "/a/etc": {Type: "l", Mode: "0777", Own: "0:0"},
 		"/b/out": {Type: "f", Mode: "4755", Own: "5:6"}, "/out": {Type: "f", Mode: "4755", Own: "5:6"},
 		"/c/empty.tar": {Type: "f", Mode: "0644", Own: "0:0"}, "/c/zero.tar": {Type: "f", Mode: "0644", Own: "0:0"},
@@ -435,6 +497,38 @@ func TestArchives(t *testing.T) {
 	w.write(dir, map[string]string{"x.txz": "\xfd7zXZ\x00rest"})
 	if o := w.build(t.Context(), request{dir: dir, dockerfile: "FROM scratch\nADD x.txz /"}); o.Error == nil || !strings.Contains(o.Error.Message, "xz") {
 		t.Errorf("xz: %v", o.Error)
+	}
+}
+
+// TestArchiveInPlace adds an archive over what the image has: links lead to
+// where they lead below the destination, and marks hide what is there.
+func TestArchiveInPlace(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "a.tar"))
+	w.must(err)
+	tw := tar.NewWriter(f)
+	for _, h := range []tar.Header{
+		{Typeflag: tar.TypeDir, Name: "./", Mode: 0o700, Uid: 9},
+		{Typeflag: tar.TypeReg, Name: "link/one", Mode: 0o600},
+		{Typeflag: tar.TypeReg, Name: "data/.wh.keep.txt", Mode: 0o640, Uid: 3, Gid: 4},
+		{Typeflag: tar.TypeReg, Name: "new/deep/two", Mode: 0o600, Uid: 7, Gid: 8},
+	} {
+		h.ModTime = time.Unix(1500000000, 0)
+		w.must(tw.WriteHeader(&h))
+	}
+	w.must(errors.Join(tw.Close(), f.Close()))
+	img := w.build(t.Context(), request{dir: dir, dockerfile: "FROM fid/base:1\nADD --chown=app a.tar /srv\nRUN test -f /srv/link/one && test ! -e /srv/data/keep.txt"}).pull()
+	var got []string
+	for _, n := range img.layers[1] {
+		got = append(got, fmt.Sprint(n.Type, " ", n.Mode, " ", n.Own, " ", n.MTime, " ", n.Path))
+	}
+	want := []string{
+		"d 0755 0:0 now /srv", "d 0755 0:0 now /srv/data", "f 0640 3:4 1500000000 /srv/data/.wh.keep.txt", "f 0600 0:0 1500000000 /srv/data/one",
+		"d 0755 0:0 now /srv/new", "d 0755 0:0 now /srv/new/deep", "f 0600 7:8 1500000000 /srv/new/deep/two",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("layer\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

@@ -80,9 +80,9 @@ func (t *transfer) chooseOne(pattern string) error {
 	if !hasWildcards(pattern) {
 		return t.take(pattern, path.Clean("/"+pattern))
 	}
-	glob := strings.TrimPrefix(strings.TrimPrefix(pattern, "/"), "./")
+	glob := relative(pattern)
 	if _, err := filepath.Match(glob, ""); err != nil {
-		return t.failf(failure.DockerfileInvalid, "close each [ with a ]", "%s: %v", pattern, err)
+		return t.failf(failure.FileNotFound, "close each [ of "+pattern+" with a ], or write [[] for the character itself", "no source files were specified")
 	}
 	deepest := strings.Count(glob, "/")
 	if strings.ContainsAny(glob, `[\\`) {
@@ -95,6 +95,9 @@ func (t *transfer) chooseOne(pattern string) error {
 		return t.take(f.path[1:], f.path)
 	})
 }
+
+// relative is a source as it is looked up in its tree.
+func relative(p string) string { return strings.TrimPrefix(strings.TrimPrefix(p, "/"), "./") }
 
 // maxDepth is deeper than any path that can be opened.
 const maxDepth = 4096
@@ -136,7 +139,7 @@ func (t *transfer) take(written, clean string) error {
 }
 
 func (t *transfer) missing(written string) error {
-	name := strings.TrimLeft(strings.TrimPrefix(written, "./"), "/")
+	name := relative(written)
 	if t.context {
 		return t.failf(failure.FileNotFound, "check the spelling and the ignore file that the output names",
 			"file not found in build context or excluded by .dockerignore: stat %s: file does not exist", name)
@@ -330,16 +333,12 @@ func (p *putter) source(src copySource, dest string, isDir bool) error {
 		if isDir {
 			dest = path.Join(dest, src.name)
 		}
-		if f, err := p.draft.lstat(dest); err == nil && f.isDir() {
-			return p.failf(failure.DockerfileInvalid, "copy to another name", "cannot copy to directory: %s", dest)
-		}
 		_, err := p.put(src, src.file, dest)
 		return err
 	}
-	if err := p.mkdir(dest); err != nil {
+	if err := p.root(dest); err != nil {
 		return err
 	}
-	p.draft.touch(dest)
 	one := transfer{from: p.from, sources: []copySource{src}, exclude: p.exclude}
 	var dirs []*entry
 	err := one.each(func(_ copySource, rel string, f *file) error {
@@ -354,6 +353,22 @@ func (p *putter) source(src copySource, dest string, isDir bool) error {
 		e.mtime = e.copied
 	}
 	return err
+}
+
+// root makes the directory that a directory's content is copied into. Only
+// itself, if it is new, gets the owner of --chown: the directories on the way
+// to it are root's, unlike those on the way to a file.
+func (p *putter) root(dest string) error {
+	_, err := p.draft.lstat(dest)
+	isNew := errors.Is(err, fs.ErrNotExist)
+	if err := p.mkdirAs(dest, 0, 0); err != nil {
+		return err
+	}
+	if e, ok := p.draft.entries[dest]; ok && isNew {
+		e.uid, e.gid = max(p.uid, 0), max(p.gid, 0)
+	}
+	p.draft.touch(dest)
+	return nil
 }
 
 func (p *putter) inlined(in inlineFile, dest string, isDir bool) error {
@@ -371,9 +386,11 @@ func (p *putter) inlined(in inlineFile, dest string, isDir bool) error {
 	return nil
 }
 
-func (p *putter) mkdir(dir string) error {
+func (p *putter) mkdir(dir string) error { return p.mkdirAs(dir, max(p.uid, 0), max(p.gid, 0)) }
+
+func (p *putter) mkdirAs(dir string, uid, gid int) error {
 	var blocked *notDirError
-	err := p.draft.mkdirAll(dir, max(p.uid, 0), max(p.gid, 0))
+	err := p.draft.mkdirAll(dir, uid, gid)
 	if errors.As(err, &blocked) {
 		return p.failf(failure.DockerfileInvalid, "choose a destination below a directory", "mkdir %s: not a directory", blocked.path)
 	}
@@ -387,6 +404,9 @@ func (p *putter) put(src copySource, f *file, at string) (*entry, error) {
 	}
 	e := &entry{file: *f, copied: f.mtime}
 	e.path = at
+	if !src.file.isDir() {
+		e.xattrs = nil // as in the classic builder, a file that is named loses them
+	}
 	p.own(&e.file)
 	if f.typ == tar.TypeReg {
 		e.from, e.source = src.from, f.path

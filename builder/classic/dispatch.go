@@ -137,7 +137,7 @@ func (s *stage) configure(image *dockerspec.DockerOCIImage, st *step) (string, e
 		return "USER " + cmd.User, nil
 	case *instructions.CmdCommand:
 		c.Cmd = commandLine(image, &cmd.ShellDependantCmdLine)
-		s.cmdSet = true
+		s.cmdSet = s.cmdSet || len(cmd.CmdLine) > 0
 		return fmt.Sprintf("CMD %q", c.Cmd), nil
 	case *instructions.EntrypointCommand:
 		c.Entrypoint = commandLine(image, &cmd.ShellDependantCmdLine)
@@ -152,6 +152,9 @@ func (s *stage) configure(image *dockerspec.DockerOCIImage, st *step) (string, e
 			c.Volumes = map[string]struct{}{}
 		}
 		for _, v := range cmd.Volumes {
+			if v == "" {
+				return "", failure.Userf(failure.DockerfileInvalid, "give the variable a value", "VOLUME specified can not be an empty string")
+			}
 			c.Volumes[v] = struct{}{}
 		}
 		return fmt.Sprintf("VOLUME %v", cmd.Volumes), nil
@@ -223,14 +226,13 @@ func (s *stage) arg(cmd *instructions.ArgCommand) string {
 }
 
 func commandLine(image *dockerspec.DockerOCIImage, line *instructions.ShellDependantCmdLine) []string {
-	args := slices.Clone(line.CmdLine)
-	if line.PrependShell {
-		return append(slices.Clone(shellOf(image)), strings.Join(args, " "))
-	}
-	if len(args) == 0 {
+	switch {
+	case line.PrependShell && line.CmdLine != nil:
+		return append(slices.Clone(shellOf(image)), line.CmdLine...)
+	case len(line.CmdLine) == 0:
 		return nil
 	}
-	return args
+	return slices.Clone(line.CmdLine)
 }
 
 func expose(c *dockerspec.DockerOCIImageConfig, ports []string) (string, error) {

@@ -121,8 +121,9 @@ func fileName(resp *http.Response, u *url.URL) string {
 		return name
 	}
 	_, params, err := mime.ParseMediaType(resp.Header.Get("Content-Disposition"))
-	if name := path.Base("/" + params["filename"]); err == nil && name != "/" {
-		return name
+	name := params["filename"]
+	if err != nil || name == "" || strings.HasSuffix(name, "/") {
+		return ""
 	}
-	return ""
+	return path.Base(name)
 }

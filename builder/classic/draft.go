@@ -75,7 +75,8 @@ func (d *draft) lstat(p string) (*file, error) {
 }
 
 // mkdirAll makes the directories of p that are missing, and copies up those
-// that exist. What is in the way and no directory is an error.
+// that exist. What is in the way and no directory is an error. A new one below
+// a directory that hands its group on (setgid) does so too.
 func (d *draft) mkdirAll(p string, uid, gid int) error {
 	if p == "/" {
 		return nil
@@ -86,7 +87,11 @@ func (d *draft) mkdirAll(p string, uid, gid int) error {
 	f, err := d.lstat(p)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		d.put(&entry{file: file{path: p, typ: tar.TypeDir, mode: 0o755, uid: uid, gid: gid, mtime: d.now}})
+		mode := int64(0o755)
+		if up, err := d.lstat(path.Dir(p)); err == nil {
+			mode |= up.mode & 0o2000
+		}
+		d.put(&entry{file: file{path: p, typ: tar.TypeDir, mode: mode, uid: uid, gid: gid, mtime: d.now}})
 		return nil
 	case err != nil:
 		return err
@@ -281,14 +286,16 @@ func (d *draft) workdir(p string) error {
 	if err != nil {
 		return err
 	}
-	if f, err := d.lstat(at); err == nil && f.isDir() {
+	f, err := d.lstat(at)
+	switch {
+	case err == nil && f.isDir():
 		return nil
+	case err == nil:
+		return failure.Userf(failure.DockerfileInvalid, "name another directory", "Cannot mkdir: %s is not a directory", p)
 	}
 	var blocked *notDirError
-	if err := d.mkdirAll(at, 0, 0); errors.As(err, &blocked) {
-		return failure.Userf(failure.DockerfileInvalid, "name another directory", "Cannot mkdir: %s is not a directory", blocked.path)
-	} else if err != nil {
-		return err
+	if err = d.mkdirAll(at, 0, 0); errors.As(err, &blocked) {
+		return failure.Userf(failure.DockerfileInvalid, "name another directory", "mkdir %s: not a directory", blocked.path)
 	}
-	return nil
+	return err
 }

@@ -23,7 +23,6 @@ var (
 	ParsePorts   = parsePorts
 	Destination  = destination
 	HasWildcards = hasWildcards
-	Relocate     = relocate
 	ComparePaths = comparePaths
 	Sum          = sum
 	WithPath     = withPath
@@ -88,8 +87,9 @@ func (s Scope) Values(env ...string) (values, recorded []string) {
 	return pairs(v), pairs(s.s.recorded(v))
 }
 
-// A MemoryTree is a tree of nothing but names: "d" for a directory, "f" for a
-// file, "->x" for a link, by path.
+// A MemoryTree is a tree of nothing but names, by path: "d" for a directory,
+// "d+s" for one that hands its group on, "->x" for a link, "cap" for a file with
+// capabilities, anything else for a file.
 type MemoryTree map[string]string
 
 func (m MemoryTree) lstat(p string) (*file, error) {
@@ -106,6 +106,12 @@ func (m MemoryTree) lstat(p string) (*file, error) {
 	}
 	if what == "d" {
 		f.typ, f.mode, f.size = tar.TypeDir, 0o700, 0
+	}
+	if what == "d+s" {
+		f.typ, f.mode, f.size = tar.TypeDir, 0o2775, 0
+	}
+	if what == "cap" {
+		f.xattrs = map[string]string{capability: "c"}
 	}
 	if inode, ok := strings.CutPrefix(what, "inode "); ok {
 		f.inode = inode
@@ -133,6 +139,11 @@ func (m MemoryTree) open(_ context.Context, f *file) (io.ReadCloser, error) {
 }
 
 func (m MemoryTree) hash(_ context.Context, f *file) (string, error) { return sum(m[f.path]), nil }
+
+// Relocate writes an archive's entries below dest, where the tree has what m has.
+func (m MemoryTree) Relocate(w io.Writer, r *tar.Reader, dest string) error {
+	return relocateInto(m, marks{})(w, r, dest)
+}
 
 // Follow resolves links in p, scoped to the tree.
 func (m MemoryTree) Follow(p string, last bool) (string, error) { return follow(m, p, last) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -52,10 +53,14 @@ func (s *stage) owner(ctx context.Context, t *transfer, n *node) (uid, gid int, 
 	return uid, gid, nil
 }
 
-// parseID reads a user or group id. What is none is a name.
+// parseID reads a user or group id. What is no number is a name. The system
+// takes the lower 32 bits of an id, and changes nothing when they are all set.
 func parseID(s string) (int, error) {
-	n, err := strconv.ParseUint(s, 10, 32)
-	return int(n), err
+	n, err := strconv.Atoi(s)
+	if id := uint32(n); id != math.MaxUint32 {
+		return int(id), err
+	}
+	return -1, err
 }
 
 func chownError(text string) error {

@@ -6,10 +6,12 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/slipwayhq/slipway/buildctx"
@@ -205,21 +207,37 @@ func (b *build) selectStages() error {
 		return err
 	}
 	b.meta = meta
+	if err := b.cutAtTarget(); err != nil {
+		return err
+	}
 	if err := b.makeStages(); err != nil {
 		return err
 	}
 	b.target = b.stages[len(b.stages)-1]
-	if want := b.job.Target; want != "" {
-		b.target = b.stageNamed(want, len(b.stages))
-		if b.target == nil {
-			return failure.Userf(failure.DockerfileInvalid, "name one of the stages: "+strings.Join(b.stageNames(), ", "),
-				"failed to reach build target %s in Dockerfile", want)
-		}
-	}
 	b.target.need()
 	for s := b.target; s != nil; s = s.from {
 		s.final = true
 	}
+	return nil
+}
+
+// cutAtTarget drops the stages after the one that the request names: they need
+// not make sense.
+func (b *build) cutAtTarget() error {
+	want := b.job.Target
+	if want == "" {
+		return nil
+	}
+	at, ok := instructions.HasStage(b.file.stages, want)
+	if !ok {
+		i, err := strconv.Atoi(want)
+		if err != nil || i < 0 || i >= len(b.file.stages) {
+			return failure.Userf(failure.DockerfileInvalid, "name one of the stages: "+strings.Join(b.stageNames(), ", "),
+				"target stage %q could not be found", want)
+		}
+		at = i
+	}
+	b.file.stages = b.file.stages[:at+1]
 	return nil
 }
 
@@ -250,9 +268,9 @@ func (b *build) number() {
 
 func (b *build) stageNames() []string {
 	var names []string
-	for i, s := range b.stages {
-		if s.name != "" {
-			names = append(names, s.name)
+	for i, s := range b.file.stages {
+		if s.Name != "" {
+			names = append(names, strings.ToLower(s.Name))
 		} else {
 			names = append(names, fmt.Sprint(i))
 		}

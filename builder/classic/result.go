@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/slipwayhq/slipway/builder"
@@ -20,11 +21,11 @@ func (s *stage) image(ctx context.Context) (*builder.Image, error) {
 	if err := n.wait(ctx); err != nil {
 		return nil, err
 	}
-	out := &builder.Image{Config: n.image, Layers: n.layers(), RootFS: n.rootfs}
+	out := &builder.Image{Config: n.config(), Layers: n.layers(), RootFS: n.rootfs}
 	out.Config.History = n.fullHistory()
 	if h := out.Config.History; len(h) > 0 {
 		out.Config.Created = h[len(h)-1].Created
-	} else if len(out.Layers) == 0 {
+	} else if n.nothing() {
 		return nil, failure.Userf(failure.DockerfileInvalid, "add an instruction after FROM scratch", "No image was generated. Is your Dockerfile empty?")
 	}
 	for _, st := range s.build.stages {
@@ -33,6 +34,30 @@ func (s *stage) image(ctx context.Context) (*builder.Image, error) {
 		}
 	}
 	return out, nil
+}
+
+// origin is the node that n is an unchanged copy of: n itself, if a step made it.
+func (n *node) origin() *node {
+	for n.from {
+		n = n.parent
+	}
+	return n
+}
+
+// config is the config of the node's image. What FROM alone leads to is the base
+// image as it is, with all that its children would not inherit.
+func (n *node) config() dockerspec.DockerOCIImage {
+	at := n.origin()
+	if at.parent == nil && at.stage.base != nil {
+		return cloneImage(at.stage.base.Config)
+	}
+	return at.image
+}
+
+// nothing reports whether FROM scratch is all that led to the node.
+func (n *node) nothing() bool {
+	at := n.origin()
+	return at.parent == nil && at.stage.base == nil
 }
 
 func (n *node) fullHistory() []ocispec.History {

@@ -30,12 +30,14 @@ func TestParse(t *testing.T) {
 		{name: "only what is needed", file: "FROM x AS a\nFROM x AS b\nFROM a AS c\nFROM scratch\nCOPY --from=C /x /y", needed: []string{"a", "c", "3"}, steps: []string{"FROM x AS a", "FROM a AS c", "FROM scratch", "COPY --from=C /x /y"}},
 		{name: "target by name", file: "FROM x AS a\nFROM x AS b", target: "A", needed: []string{"a"}, steps: []string{"FROM x AS a"}},
 		{name: "target by index", file: "FROM x AS a\nFROM x AS b", target: "0", needed: []string{"a"}, steps: []string{"FROM x AS a"}},
-		{name: "no such target", file: "FROM x AS a", target: "z", err: "failed to reach build target z"},
+		{name: "no such target", file: "FROM x AS a", target: "z", err: "target stage \"z\" could not be found"},
+		{name: "what comes after the target", file: "FROM x AS a\nFROM $blank AS b\nFROM y AS a\nCOPY --from=9 / /", target: "a", needed: []string{"a"}, steps: []string{"FROM x AS a"}},
+		{name: "name of a stage", file: "FROM x AS 1a", err: "invalid name for build stage: \"1a\", name can't start with a number or contain symbols"},
 		{name: "argument", file: "ARG T=1\nARG I=x:$T\nFROM $I AS a\nFROM $S", args: map[string]string{"S": "a"}, err: "should not be blank"},
 		{name: "stage by argument", file: "ARG S=none\nFROM x AS a\nFROM $S", args: map[string]string{"S": "a"}, needed: []string{"a", "1"}, steps: []string{"FROM x AS a", "FROM $S"}},
 		{name: "stage named scratch", file: "FROM x AS scratch\nFROM scratch", needed: []string{"scratch", "1"}, steps: []string{"FROM x AS scratch", "FROM scratch"}},
 		{name: "index is no name", file: "FROM x\nFROM 0", needed: []string{"1"}, steps: []string{"FROM 0"}},
-		{name: "name twice", file: "FROM x AS a\nFROM x AS A", err: "already used"},
+		{name: "name twice", file: "FROM x AS a\nFROM x AS A", err: "a stage name already used"},
 		{name: "itself", file: "FROM x AS a\nCOPY --from=a / /", err: "refers to current build stage"},
 		{name: "own index", file: "FROM x\nCOPY --from=0 / /", err: "refers to current build stage"},
 		{name: "index too large", file: "FROM x\nCOPY --from=3 / /", err: "index out of bounds"},
@@ -91,6 +93,8 @@ func TestPorts(t *testing.T) {
 	for word, want := range map[string]string{
 		"80": "80/tcp", "53/UDP": "53/udp", "9000-9002/sctp": "9000/sctp 9001/sctp 9002/sctp", "8080:81": "81/tcp", "127.0.0.1:90:91/sctp": "91/sctp",
 		"80/xyz": "invalid proto: xyz", "70000": "invalid containerPort: 70000", "90-80": "invalid containerPort: 90-80", "x": "invalid containerPort: x", "-1": "invalid containerPort: -1",
+		"80:": "no port specified: 80:<empty>", "/udp": "no port specified: /udp<empty>", "x:80": "invalid hostPort: x", "1.2.3:80:80": "invalid IP address: 1.2.3",
+		"[::1]:80:81": "81/tcp", "::81": "81/tcp", "1-3:5": "5/tcp", "1-3:5-6": "invalid ranges specified for container and host Ports: 5-6 and 1-3",
 	} {
 		ports, err := classic.ParsePorts(word)
 		got := strings.Join(ports, " ")
@@ -165,16 +169,19 @@ func lines(into *[]string) func(*tar.Header, io.Reader) error {
 			}
 			text = "=" + string(raw)
 		}
+		if h.PAXRecords["SCHILY.xattr.security.capability"] != "" {
+			text += "+cap"
+		}
 		*into = append(*into, strings.TrimSpace(fmt.Sprintf("%c %o %d:%d %s%s %s", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Name, text, h.Linkname)))
 		return nil
 	}
 }
 
 func TestCopy(t *testing.T) {
-	below := classic.MemoryTree{"/etc": "d", "/etc/f": "old", "/dir": "d", "/dir/name": "d", "/dir/name/x": "x", "/link": "->/dir"}
+	below := classic.MemoryTree{"/etc": "d", "/etc/f": "old", "/dir": "d", "/dir/name": "d", "/dir/name/x": "x", "/link": "->/dir", "/sg": "d+s"}
 	from := classic.MemoryTree{
 		"/a": "A", "/b": "B", "/l": "->a", "/d": "d", "/d/name": "N", "/d/sub": "d", "/d/sub/s": "->../x", "/e": "d", "/e/f": "d", "/e/f/g": "G", "/dangling": "->nowhere",
-		"/h": "d", "/h/1": "inode 7", "/h/2": "inode 7",
+		"/h": "d", "/h/1": "inode 7", "/h/2": "inode 7", "/k": "d", "/k/c": "cap",
 	}
 	for _, tc := range []struct {
 		name string
@@ -191,13 +198,21 @@ func TestCopy(t *testing.T) {
 		{"directory over file", classic.Copy{Patterns: []string{"e/"}, Dest: "/etc/"}, []string{"5 700 0:0 etc/", "5 700 0:0 etc/f/", "0 755 0:0 etc/f/.wh..wh..opq", "0 644 0:0 etc/f/g=G"}, ""},
 		{"hard links", classic.Copy{Patterns: []string{"h"}, Dest: "/n"}, []string{"5 755 0:0 n/", "0 644 0:0 n/1=inode 7", "1 644 0:0 n/2 n/1"}, ""},
 		{"wildcard", classic.Copy{Patterns: []string{"[ab]"}, Dest: "/n/"}, []string{"5 755 0:0 n/", "0 644 0:0 n/a=A", "0 644 0:0 n/b=B"}, ""},
+		{"directories on the way to a directory are root's", classic.Copy{Patterns: []string{"e"}, Dest: "/n/m/o", UID: 5, GID: 6}, []string{"5 755 0:0 n/", "5 755 0:0 n/m/", "5 755 5:6 n/m/o/", "5 700 5:6 n/m/o/f/", "0 644 5:6 n/m/o/f/g=G"}, ""},
+		{"an existing directory keeps its owner", classic.Copy{Patterns: []string{"e"}, Dest: "/dir", UID: 5, GID: 6}, []string{"5 700 0:0 dir/", "5 700 5:6 dir/f/", "0 644 5:6 dir/f/g=G"}, ""},
+		{"a file in the place of a directory", classic.Copy{Patterns: []string{"d/name"}, Dest: "/dir/"}, []string{"5 700 0:0 dir/", "0 644 0:0 dir/name=N"}, ""},
+		{"setgid is handed on", classic.Copy{Patterns: []string{"a"}, Dest: "/sg/n/m/"}, []string{"5 2775 0:0 sg/", "5 2755 0:0 sg/n/", "5 2755 0:0 sg/n/m/", "0 644 0:0 sg/n/m/a=A"}, ""},
+		{"capabilities go with a directory", classic.Copy{Patterns: []string{"k"}, Dest: "/n", UID: -1, GID: -1}, []string{"5 755 0:0 n/", "0 644 0:0 n/c=cap+cap"}, ""},
+		{"but not with a file", classic.Copy{Patterns: []string{"k/c"}, Dest: "/n", UID: -1, GID: -1}, []string{"0 644 0:0 n=cap"}, ""},
+		{"nor with a change of owner", classic.Copy{Patterns: []string{"k"}, Dest: "/n"}, []string{"5 755 0:0 n/", "0 644 0:0 n/c=cap"}, ""},
 		{"several to a file", classic.Copy{Patterns: []string{"?"}, Dest: "/n"}, nil, "must be a directory and end with a /"},
 		{"below a file", classic.Copy{Patterns: []string{"a"}, Dest: "/etc/f/x"}, nil, "mkdir /etc/f: not a directory"},
 		{"missing", classic.Copy{Patterns: []string{"no"}, Dest: "/x"}, nil, "stat no: file does not exist"},
+		{"missing, as written", classic.Copy{Patterns: []string{"//./no/"}, Dest: "/x"}, nil, "excluded by .dockerignore: stat /./no/: file does not exist"},
 		{"dangling", classic.Copy{Patterns: []string{"dangling"}, Dest: "/x"}, nil, "file does not exist"},
 		{"out of the context", classic.Copy{Patterns: []string{"d/../../a"}, Dest: "/x"}, nil, "forbidden path outside the build context"},
 		{"the parent of the context", classic.Copy{Patterns: []string{".."}, Dest: "/x"}, nil, "forbidden path outside the build context"},
-		{"bad pattern", classic.Copy{Patterns: []string{"[a"}, Dest: "/x"}, nil, "syntax error in pattern"},
+		{"bad pattern", classic.Copy{Patterns: []string{"[a"}, Dest: "/x"}, nil, "COPY failed: no source files were specified"},
 		{"nothing matches", classic.Copy{Patterns: []string{"z*"}, Dest: "/x"}, nil, "no source files"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -227,8 +242,10 @@ func TestWorkdir(t *testing.T) {
 			t.Errorf("%s: %q, %v, want %q", dir, got, err, want)
 		}
 	}
-	if err := classic.Workdir(below, "/file/x", nil); err == nil || !strings.Contains(err.Error(), "Cannot mkdir: /file is not a directory") {
-		t.Errorf("below a file: %v", err)
+	for dir, want := range map[string]string{"/file": "Cannot mkdir: /file is not a directory", "/file/x": "mkdir /file: not a directory"} {
+		if err := classic.Workdir(below, dir, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", dir, err, want)
+		}
 	}
 }
 
@@ -337,6 +354,8 @@ func TestRelocate(t *testing.T) {
 	for _, h := range []tar.Header{
 		{Typeflag: tar.TypeDir, Name: "./"}, {Typeflag: tar.TypeReg, Name: "../../etc/x"}, {Typeflag: tar.TypeReg, Name: "/abs"},
 		{Typeflag: tar.TypeLink, Name: "l", Linkname: "../etc/x"}, {Typeflag: tar.TypeSymlink, Name: "s", Linkname: "/etc"},
+		{Typeflag: tar.TypeReg, Name: "s/f"}, {Typeflag: tar.TypeReg, Name: "in/f"}, {Typeflag: tar.TypeReg, Name: "rel/g"},
+		{Typeflag: tar.TypeDir, Name: "rel/"}, {Typeflag: tar.TypeReg, Name: "rel/f"}, {Typeflag: tar.TypeLink, Name: "h", Linkname: "s/x"},
 	} {
 		if err := tw.WriteHeader(&h); err != nil {
 			t.Fatal(err)
@@ -346,11 +365,13 @@ func TestRelocate(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw := archive.Bytes()
+	image := classic.MemoryTree{"/a": "d", "/a/b": "d", "/a/b/in": "->/sub", "/a/b/rel": "->sub", "/a/b/sub": "d", "/in": "->/x/y"}
 	for dest, want := range map[string]string{
-		"a/b": "a/b/ a/b/etc/x a/b/abs a/b/l>a/b/etc/x a/b/s>/etc", "": "etc/x abs l>etc/x s>/etc",
+		"a/b": "a/b/etc/x a/b/abs a/b/l>a/b/etc/x a/b/s>/etc a/b/etc/f a/b/sub/f a/b/sub/g a/b/rel/ a/b/rel/f a/b/h>a/b/etc/x",
+		"":    "etc/x abs l>etc/x s>/etc etc/f x/y/f rel/g rel/ rel/f h>etc/x",
 	} {
 		out.Reset()
-		if err := classic.Relocate(&out, tar.NewReader(bytes.NewReader(raw)), dest); err != nil {
+		if err := image.Relocate(&out, tar.NewReader(bytes.NewReader(raw)), dest); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -369,7 +390,7 @@ func TestRelocate(t *testing.T) {
 			got = append(got, name)
 		}
 		if strings.Join(got, " ") != want {
-			t.Errorf("below %q: %q, want %q", dest, got, want)
+			t.Errorf("below %q: %q\nwant %q", dest, strings.Join(got, " "), want)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"archive/tar"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/oklog/ulid/v2"
 	"golang.org/x/sys/unix"
 
@@ -57,6 +58,14 @@ func runArgs(sh []string, cmd *instructions.RunCommand) []string {
 	return append(slices.Clone(sh), text)
 }
 
+// runsItself is what RUN [] runs: what a container of the image would.
+func runsItself(image *dockerspec.DockerOCIImage) []string {
+	if len(image.Config.Entrypoint) > 0 {
+		return image.Config.Entrypoint
+	}
+	return image.Config.Cmd
+}
+
 // run1 carries out RUN.
 func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.RunCommand, done *slipwayv1.StepDone) error {
 	mode, err := s.network(cmd)
@@ -65,14 +74,14 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 	}
 	image := cloneImage(s.node.image)
 	args := runArgs(shellOf(&image), cmd)
-	if len(args) == 0 {
-		args = image.Config.Cmd // RUN [] runs what the image runs
-	}
 	values := s.scope.values(image.Config.Env)
 	recorded := pairs(s.scope.recorded(values))
-	createdBy := strings.Join(args, " ")
+	createdBy := args
 	if len(values) > 0 {
-		createdBy = fmt.Sprintf("|%d %s", len(recorded), strings.Join(append(recorded, createdBy), " "))
+		createdBy = slices.Concat([]string{fmt.Sprintf("|%d", len(recorded))}, recorded, args)
+	}
+	if len(args) == 0 {
+		args = runsItself(&image)
 	}
 	r := &process{stage: s, step: st, done: done, sandbox: sandbox.Process{
 		ID: strings.ToLower(ulid.Make().String()), Volatile: true,
@@ -81,7 +90,7 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 		Volumes: slices.Sorted(maps.Keys(image.Config.Volumes)),
 	}}
 	return s.apply(ctx, steps, st, &change{
-		image: image, createdBy: createdBy,
+		image: image, createdBy: strings.Join(createdBy, " "),
 		key: fixed(
 			layercache.Part{Name: "instruction", Value: fmt.Sprintf("RUN %q", args)},
 			layercache.Part{Name: "args", Value: fmt.Sprintf("%t %q", len(values) > 0, recorded)},

@@ -33,7 +33,8 @@ type stage struct {
 	deps   []*stage        // stages named by COPY --from
 	steps  []*step
 
-	triggers []*step // inherited ONBUILD instructions, part of the first step
+	triggers   []*step // inherited ONBUILD instructions, part of the first step
+	badTrigger error   // what is wrong with the one after them; may be nil
 
 	needed   bool
 	resolved bool // its images are known
@@ -58,7 +59,7 @@ func (b *build) makeStages() error {
 		s := &stage{build: b, index: i, name: strings.ToLower(def.Name), def: def, done: make(chan struct{}),
 			images: map[string]bool{}, other: map[string]*base.Image{}, pulled: map[string]*node{}, scope: newScope(b)}
 		if s.name != "" && b.stageNamed(s.name, i) != nil {
-			return s.invalid(def.Location[0].Start.Line, "name each stage differently", "stage name %s is already used", def.Name)
+			return s.invalid(def.Location[0].Start.Line, "name each stage differently", "%s stage name already used", def.Name)
 		}
 		s.steps = append(s.steps, newStep(1, nil, def.SourceCode, def.Location))
 		if err := s.resolveFrom(); err != nil {
@@ -78,13 +79,7 @@ func (b *build) makeStages() error {
 		}
 		b.stages = append(b.stages, s)
 	}
-	last := b.stages[len(b.stages)-1]
-	if b.job.Target != "" {
-		if t := b.stageNamed(b.job.Target, len(b.stages)); t != nil {
-			last = t
-		}
-	}
-	last.addLabels()
+	b.stages[len(b.stages)-1].addLabels()
 	return nil
 }
 

@@ -2,6 +2,7 @@ package classic
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -29,31 +30,34 @@ func (s *stage) onBuild() []string {
 }
 
 // readTriggers parses what the stage inherits, so that it is known before
-// anything runs which other stages and images that needs.
+// anything runs which other stages and images that needs. A trigger that does
+// not parse fails when its turn comes.
 func (s *stage) readTriggers() error {
 	from := s.steps[0]
 	for _, text := range s.onBuild() {
-		ast, err := parser.Parse(strings.NewReader(text))
+		cmd, err := parseTrigger(text)
 		if err != nil {
-			return failure.At(triggerError(text, err), failure.Preflight, from.line)
+			s.badTrigger = failure.Userf(failure.DockerfileInvalid, "FROM inherits ONBUILD "+text+": mend it in the image or stage that FROM names", "%v", err)
+			return nil
 		}
-		for _, n := range ast.AST.Children {
-			cmd, err := instructions.ParseCommand(n)
-			if err != nil {
-				return failure.At(triggerError(text, err), failure.Preflight, from.line)
-			}
-			st := &step{id: from.id, number: from.number, cmd: cmd, source: text, line: from.line, end: from.end}
-			if err := s.check(st); err != nil {
-				return err
-			}
-			s.triggers = append(s.triggers, st)
+		st := &step{id: from.id, number: from.number, cmd: cmd, source: text, line: from.line, end: from.end}
+		if err := s.check(st); err != nil {
+			return err
 		}
+		s.triggers = append(s.triggers, st)
 	}
 	return nil
 }
 
-func triggerError(text string, err error) error {
-	return failure.Userf(failure.DockerfileInvalid, "mend the ONBUILD instruction of the image or stage that FROM names", "ONBUILD %s: %v", text, err)
+func parseTrigger(text string) (instructions.Command, error) {
+	ast, err := parser.Parse(strings.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	if len(ast.AST.Children) != 1 {
+		return nil, errors.New("onbuild trigger should be a single expression")
+	}
+	return instructions.ParseCommand(ast.AST.Children[0])
 }
 
 // trigger runs the inherited ONBUILD instructions as part of FROM.
@@ -69,5 +73,5 @@ func (s *stage) trigger(ctx, steps context.Context, st *step, done *slipwayv1.St
 		cached = cached && one.Cached
 	}
 	done.Cached = done.Cached && cached
-	return nil
+	return s.badTrigger
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,8 +20,8 @@ var (
 // makeInit fills dir with what every container needs to find in its root file
 // system and no layer may contain. It lies between the image's layers and the
 // upper directory: mount points are found there, so that none is made in the
-// upper directory. Directories look as they do in the image; whatever else the
-// image has in their place is hidden.
+// upper directory. Directories look as they do in the image, but that files were
+// just made in etc; whatever else the image has in their place is hidden.
 func makeInit(dir string, image stack) error {
 	for _, name := range initDirs {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
@@ -46,7 +47,8 @@ func makeInit(dir string, image stack) error {
 			}
 		}
 	}
-	return nil
+	now := time.Now()
+	return os.Chtimes(filepath.Join(dir, "etc"), now, now)
 }
 
 // copyAttributes gives the directory dst owner, mode, extended attributes and
