@@ -26,6 +26,7 @@ type run struct {
 	b       *Builder
 	req     Request
 	session Session
+	roomy   *roomySession // session, as the pipeline has it
 	begun   time.Time
 	timings slipwayv1.Timings
 
@@ -74,19 +75,14 @@ func (r *run) run(ctx context.Context) error {
 	return nil
 }
 
-// leastRoom is what any build needs on the disk.
-const leastRoom = 64 << 20
-
 // reserve sets aside what the plan is going to write, before anything travels.
 func (r *run) reserve(ctx context.Context, plan Plan) (release func(), err error) {
-	release, err = r.b.opts.Cache.Reserve(ctx, leastRoom+plan.Writes())
-	var room *layercache.RoomError
-	if errors.As(err, &room) {
-		err = &failure.Error{Code: failure.DiskFull, Blame: failure.Builder, Retryable: true, Err: err,
-			Message: fmt.Sprintf("the daemon's disk has no room for the build: it needs about %d MB, %d MB are free", room.Need/1e6, room.Free/1e6),
-			Hint:    "free disk space or run slipway cache prune, then deploy again; nothing has travelled yet"}
+	held, err := r.b.opts.Cache.Reserve(ctx, leastRoom+plan.Writes())
+	if err != nil {
+		return nil, roomFailure("the build", err)
 	}
-	return release, err
+	r.roomy.held = held
+	return held.Release, nil
 }
 
 // detach has the client of a detached build send all that the store lacks at
@@ -103,7 +99,7 @@ func (r *run) detach(ctx context.Context) error {
 	for i := range all {
 		all[i] = i
 	}
-	return failure.At(r.session.Need(ctx, all), failure.Context, 0)
+	return failure.At(r.roomy.Need(ctx, all), failure.Context, 0)
 }
 
 // mark tells the cache what the app's last good build needs.
@@ -127,8 +123,9 @@ func (r *run) job(cache *layercache.Cache) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.roomy = newRoomySession(r.session, cache)
 	return &Job{
-		Request: r.req, Session: r.session, Cache: cache, Platform: platform, MaxSize: r.b.opts.MaxSize,
+		Request: r.req, Session: r.roomy, Cache: cache, Platform: platform, MaxSize: r.b.opts.MaxSize,
 		Maker: &layer.Maker{Cache: cache, Compression: zip, App: r.req.App, Made: r.compressed, Uplink: r.uplink},
 		Layer: r.layer, Landed: r.landed,
 	}, nil
@@ -153,6 +150,7 @@ func (r *run) uplink() float64 {
 }
 
 func (r *run) compressed(l *layer.Layer) {
+	r.roomy.made(l)
 	if r.b.opts.Observe != nil {
 		r.b.opts.Observe.Compressed(l.Descriptor.Size)
 	}

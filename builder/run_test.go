@@ -50,12 +50,13 @@ func (session) Emit(*slipwayv1.Event)                                     {}
 
 // A script is a pipeline and its plan.
 type script struct {
-	job  *builder.Job
-	wait bool // for the end of the build, after the first layer
+	job   *builder.Job
+	wait  bool                                      // for the end of the build, after the first layer
+	first func(context.Context, *builder.Job) error // may be nil
 }
 
 func (s *script) Plan(_ context.Context, job *builder.Job) (builder.Plan, error) {
-	return &script{job, s.wait}, nil
+	return &script{job, s.wait, s.first}, nil
 }
 
 func (*script) Detail() string { return "" }
@@ -65,6 +66,11 @@ func (*script) Writes() int64 { return 0 }
 func (s *script) Build(ctx context.Context) (*builder.Image, error) {
 	img := &builder.Image{}
 	img.Config.Platform = s.job.Platform
+	if s.first != nil {
+		if err := s.first(ctx, s.job); err != nil {
+			return nil, err
+		}
+	}
 	l, err := s.job.Maker.Make(ctx, layer.Spec{Ledger: limits.NewLedger(0), Started: s.job.Layer,
 		Write: func(_ context.Context, w *layer.Writer) error {
 			return w.Entry(&tar.Header{Name: "f", Mode: 0o644, Size: 4}, strings.NewReader("text"))
@@ -100,11 +106,22 @@ func remote(t *testing.T, refuse int) (*httptest.Server, *atomic.Int32) {
 
 func run(t *testing.T, s *script, targets ...string) (*slipwayv1.Result, *layercache.Store) {
 	t.Helper()
-	c, err := layercache.Open(t.Context(), layercache.Options{Root: filepath.Join(t.TempDir(), "c"), MinFree: -1})
+	c := openCache(t, t.TempDir())
+	return runOn(t, c, s, session{}, targets...), c
+}
+
+func openCache(t *testing.T, dir string) *layercache.Store {
+	t.Helper()
+	c, err := layercache.Open(t.Context(), layercache.Options{Root: filepath.Join(dir, "c"), MinFree: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func runOn(t *testing.T, c *layercache.Store, s *script, client builder.Session, targets ...string) *slipwayv1.Result {
+	t.Helper()
 	b := builder.New(builder.Options{Cache: c, Engine: pushd.NewEngine(nil), Pipelines: map[slipwayv1.Pipeline]builder.Pipeline{slipwayv1.Pipeline_PIPELINE_CLASSIC: s},
 		Destination: func(_ context.Context, name, _ string, auth func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
 			target, err := pushd.NewHTTP(name, &pushd.HTTPOptions{Auth: auth, Insecure: true})
@@ -115,7 +132,7 @@ func run(t *testing.T, s *script, targets ...string) (*slipwayv1.Result, *layerc
 		}})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	return b.Build(ctx, builder.Request{ID: "01ARZ3NDEKTSV4RRFFQ69G5FAV", Org: "acme", Start: &slipwayv1.Start{App: "shop", Push: true, Targets: targets}}, session{}), c
+	return b.Build(ctx, builder.Request{ID: "01ARZ3NDEKTSV4RRFFQ69G5FAV", Org: "acme", Start: &slipwayv1.Start{App: "shop", Push: len(targets) > 0, Targets: targets}}, client)
 }
 
 func host(s *httptest.Server) string { return strings.TrimPrefix(s.URL, "http://") + "/shop" }

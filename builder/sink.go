@@ -85,13 +85,9 @@ func (s *sink) start(ctx context.Context, stop context.CancelCauseFunc) {
 	s.push, s.stop = s.run.b.opts.Engine.Push(ctx, s.remote.Target, s.progress), stop
 }
 
-// add sends a layer that may still be growing.
+// add sends a layer that may still be growing, or be on its way here.
 func (s *sink) add(p *layer.Pending) {
-	blob := pushd.Blob{Name: p.Origin.Text, Source: p.Blob}
-	blob.MediaType = p.MediaType
-	if l, ok := p.Ready(); ok {
-		blob.Descriptor, blob.MountFrom = l.Descriptor, s.repositories(l.MountFrom)
-	}
+	blob := pushd.Blob{Name: p.Origin.Text, Descriptor: p.Descriptor, Source: p.Blob, MountFrom: s.repositories(p.MountFrom)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	u := s.push.Add(blob)

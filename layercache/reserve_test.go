@@ -17,20 +17,34 @@ func TestReserve(t *testing.T) {
 	var st unix.Statfs_t
 	fatal(t, unix.Statfs(root, &st))
 	most := int64(st.Bavail) * st.Bsize / 3 * 2
-	release := must(s.Reserve(t.Context(), most))(t)
-	var room *layercache.RoomError
-	if _, err := s.Reserve(t.Context(), most); !errors.As(err, &room) || !errors.Is(err, unix.ENOSPC) || room.Need != most || room.Free >= most {
-		t.Errorf("twice the same: %v", err)
+	held := must(s.Reserve(t.Context(), most))(t)
+	full := func(err error) {
+		t.Helper()
+		var room *layercache.RoomError
+		if !errors.As(err, &room) || !errors.Is(err, unix.ENOSPC) || room.Need != most || room.Free >= most {
+			t.Errorf("twice the same: %v", err)
+		}
 	}
-	must(s.Reserve(t.Context(), 1000))(t)()
+	_, err := s.Reserve(t.Context(), most)
+	full(err)
+	full(held.Grow(t.Context(), most))
+	must(s.Reserve(t.Context(), 1000))(t).Release()
+	// What has been written is no longer reserved, what never was stays so.
+	held.Shrink(most)
+	held.Shrink(most)
+	again := must(s.Reserve(t.Context(), most))(t)
+	full(held.Grow(t.Context(), most))
+	again.Release()
+	fatal(t, held.Grow(t.Context(), most))
 	var wg sync.WaitGroup
 	for range 8 {
-		wg.Go(release) // counts once
+		wg.Go(held.Release) // counts once
 	}
 	wg.Wait()
-	again := must(s.Reserve(t.Context(), most))(t)
+	fatal(t, held.Grow(t.Context(), most)) // too late: it holds nothing
+	again = must(s.Reserve(t.Context(), most))(t)
 	if _, err := s.Reserve(t.Context(), most); err == nil {
 		t.Error("a release was counted more than once")
 	}
-	again()
+	again.Release()
 }

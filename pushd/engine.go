@@ -273,6 +273,11 @@ func (p *Push) upload(ctx context.Context, u *Upload) (Outcome, error) {
 	if u.blob.Source == nil {
 		return "", fmt.Errorf("%w, and there is nothing to upload it from", ErrBlobUnknown)
 	}
+	if late, ok := u.blob.Source.(LateSource); ok {
+		if err := late.Begun(ctx); err != nil {
+			return "", err
+		}
+	}
 	select {
 	case p.slots <- struct{}{}:
 		defer func() { <-p.slots }()

@@ -50,6 +50,15 @@ type FileSource interface {
 	File(ctx context.Context) (string, error)
 }
 
+// A LateSource is a Source of known digest whose first byte may be long in
+// coming. Until then its upload takes no turn from others.
+type LateSource interface {
+	Source
+
+	// Begun waits until Open gives bytes without much delay, or an error.
+	Begun(ctx context.Context) error
+}
+
 // Bytes returns a Source of data, for configs and other small blobs.
 func Bytes(data []byte) Source { return memory(data) }
 

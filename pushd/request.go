@@ -52,8 +52,9 @@ type request struct {
 type answer struct {
 	status int
 	header http.Header
-	url    *url.URL // that answered
-	body   []byte   // one byte more than was wanted if it is longer
+	url    *url.URL      // that answered
+	body   []byte        // one byte more than was wanted if it is longer
+	waited time.Duration // for bytes of the request's body
 }
 
 // send returns an answer of a wanted status, a *Error, the error of the body's
@@ -133,7 +134,7 @@ func (t *HTTP) once(ctx context.Context, r request, credentials string) (*answer
 		text, err = io.ReadAll(io.LimitReader(resp.Body, max(maxErrorBody, r.answer+1)))
 		resp.Body.Close()
 		if err == nil || r.answer == 0 {
-			return &answer{resp.StatusCode, resp.Header, r.url, text}, nil
+			return &answer{resp.StatusCode, resp.Header, r.url, text, sent.slept()}, nil
 		}
 	}
 	if ctx.Err() != nil {
@@ -333,8 +334,9 @@ type body struct {
 	answer time.Duration // to wait for after the last byte
 	w      Watcher
 
-	mu  sync.Mutex
-	err error // of src
+	mu     sync.Mutex
+	err    error         // of src
+	waited time.Duration // for src
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -343,7 +345,9 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	p = p[:min(int64(len(p)), b.left)]
 	b.guard.pause()
+	asked := time.Now()
 	n, err := b.src.Read(p)
+	b.note(time.Since(asked))
 	b.left -= int64(n)
 	if b.left == 0 {
 		b.guard.set(b.answer, errNoAnswer)
@@ -365,6 +369,22 @@ func (b *body) Read(p []byte) (int, error) {
 		b.mu.Unlock()
 	}
 	return n, err
+}
+
+func (b *body) note(wait time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waited += wait
+}
+
+// slept returns how long the source has let the network wait.
+func (b *body) slept() time.Duration {
+	if b == nil {
+		return 0
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waited
 }
 
 func (b *body) Close() error { return b.src.Close() }

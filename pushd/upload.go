@@ -178,7 +178,7 @@ func (u *upload) patch(ctx context.Context, n int64) error {
 	if err != nil {
 		return err
 	}
-	u.timed(n, time.Since(began))
+	u.timed(n, time.Since(began)-a.waited)
 	u.follow(a)
 	switch got, ok := confirmed(a.header); {
 	case !ok:
@@ -212,7 +212,7 @@ func (u *upload) put(ctx context.Context, n int64) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	u.timed(n, time.Since(began))
+	u.timed(n, time.Since(began)-a.waited)
 	return u.accepted(ctx, a)
 }
 
@@ -267,7 +267,8 @@ func (u *upload) ask(ctx context.Context) error {
 // buffers on the way.
 const telling = 1 << 20
 
-// timed learns the rate from a request that carried n bytes.
+// timed learns the rate from a request that carried n bytes: the registry's,
+// whatever the source takes.
 func (u *upload) timed(n int64, took time.Duration) {
 	if n >= min(telling, u.t.opts.Chunk) {
 		u.t.opts.Hosts.timed(u.t.host(), n, took)

@@ -32,6 +32,10 @@ type PullOptions struct {
 	// Unpack is for images that a step will surely run on: the lowest layer
 	// becomes a snapshot from the same pass over its bytes.
 	Unpack bool
+
+	// Offer, if not nil, gets each layer before any of them arrives, lowest
+	// first: what the cache has, what is to come.
+	Offer func(*layer.Pending)
 }
 
 // pullStreams is how many layers arrive at once.
@@ -45,45 +49,105 @@ const pullTries = 4
 // verified against its digest and diff ID, and stops at the limit. The
 // caller's context must carry a lease of c.
 func (r *Resolver) Pull(ctx context.Context, c *layercache.Cache, img *Image, o PullOptions) ([]*layer.Layer, error) {
-	out := make([]*layer.Layer, len(img.Manifest.Layers))
+	wanted := wantedOf(img, o)
+	out := make([]*layer.Layer, len(wanted))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(pullStreams)
-	for i, desc := range img.Manifest.Layers {
+	var missing []int
+	for i, w := range wanted {
+		found, err := w.find(ctx, c)
+		switch {
+		case err != nil:
+			g.Go(func() error { return w.fail(img, err) })
+		case found == nil:
+			missing = append(missing, i)
+		default:
+			out[i] = w.end(found)
+		}
+	}
+	for _, i := range missing {
+		w := wanted[i]
 		g.Go(func() error {
-			l, err := r.pull(ctx, c, img, i, desc, o)
+			l, err := r.pull(ctx, c, img, w, o)
 			if err != nil {
-				return fmt.Errorf("layer %s of %s: %w", desc.Digest, img.Ref, err)
+				return w.fail(img, err)
 			}
-			l.Cached = true
-			l.Origin = limits.Source{Line: o.Line, Text: o.Origin}
-			l.MountFrom = []string{img.Host + "/" + img.Repository}
-			out[i] = l
+			out[i] = w.end(l)
 			return nil
 		})
 	}
 	return out, g.Wait()
 }
 
-// pull returns one layer, from the cache if it has that very blob.
-func (r *Resolver) pull(ctx context.Context, c *layercache.Cache, img *Image, i int, desc ocispec.Descriptor, o PullOptions) (*layer.Layer, error) {
-	desc.MediaType = ociType(desc.MediaType)
-	diffID := img.Config.RootFS.DiffIDs[i]
-	l, err := layer.Lookup(ctx, c, diffID, desc.MediaType)
-	if err == nil && l.Descriptor.Digest == desc.Digest {
-		return l, nil
+// A wanted layer is one of an image that is being pulled.
+type wanted struct {
+	layer.Layer                 // as far as it is known
+	in          *layer.Incoming // nil if nobody asked for it
+}
+
+// wantedOf lists what the image is made of, and offers it.
+func wantedOf(img *Image, o PullOptions) []*wanted {
+	all := make([]*wanted, len(img.Manifest.Layers))
+	for i, desc := range img.Manifest.Layers {
+		desc.MediaType = ociType(desc.MediaType)
+		w := &wanted{Layer: layer.Layer{
+			DiffID: img.Config.RootFS.DiffIDs[i], Descriptor: desc, Cached: true,
+			Origin: limits.Source{Line: o.Line, Text: o.Origin}, MountFrom: []string{img.Host + "/" + img.Repository},
+		}}
+		if o.Offer != nil {
+			w.in = layer.Expect(w.Layer)
+			o.Offer(w.in.Pending())
+		}
+		all[i] = w
 	}
-	if err != nil && !errors.Is(err, layercache.ErrNotFound) {
+	return all
+}
+
+// find returns the layer if the cache has that very blob, else nil.
+func (w *wanted) find(ctx context.Context, c *layercache.Cache) (*layer.Layer, error) {
+	l, err := layer.Lookup(ctx, c, w.DiffID, w.Descriptor.MediaType)
+	if errors.Is(err, layercache.ErrNotFound) || err == nil && l.Descriptor.Digest != w.Descriptor.Digest {
+		return nil, nil
+	}
+	if err != nil || w.in == nil {
+		return l, err
+	}
+	blob, err := c.Blob(ctx, l.Descriptor.Digest)
+	if errors.Is(err, layercache.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, err
 	}
+	w.in.From(blob)
+	return l, nil
+}
+
+// end completes the layer, which is in the cache, and tells who waits for it.
+func (w *wanted) end(l *layer.Layer) *layer.Layer {
+	l.Cached, l.Origin, l.MountFrom = w.Cached, w.Origin, w.MountFrom
+	w.in.End(l, nil)
+	return l
+}
+
+// fail tells who waits for the layer why it does not come.
+func (w *wanted) fail(img *Image, err error) error {
+	err = fmt.Errorf("layer %s of %s: %w", w.Descriptor.Digest, img.Ref, err)
+	w.in.End(nil, err)
+	return err
+}
+
+// pull brings one layer into the cache.
+func (r *Resolver) pull(ctx context.Context, c *layercache.Cache, img *Image, w *wanted, o PullOptions) (*layer.Layer, error) {
 	for try := 1; ; try++ {
-		l, err := r.fetch(ctx, c, img, diffID, desc, o)
+		l, err := r.fetch(ctx, c, img, w, o)
 		if err == nil {
 			return l, layer.Store(ctx, c, l, o.App)
 		}
 		if try == pullTries || !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
 			return nil, err
 		}
-		r.opts.Log.WarnContext(ctx, "pull again", "ref", img.Ref, "layer", desc.Digest, "err", err)
+		r.opts.Log.WarnContext(ctx, "pull again", "ref", img.Ref, "layer", w.Descriptor.Digest, "err", err)
 		if err := pause(ctx, time.Duration(try*try)*r.opts.Pause); err != nil {
 			return nil, err
 		}
@@ -103,7 +167,8 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // fetch reads a blob once: into the cache, through the decompressor, the diff
 // ID and the ledger.
-func (r *Resolver) fetch(ctx context.Context, c *layercache.Cache, img *Image, diffID digest.Digest, desc ocispec.Descriptor, o PullOptions) (*layer.Layer, error) {
+func (r *Resolver) fetch(ctx context.Context, c *layercache.Cache, img *Image, w *wanted, o PullOptions) (*layer.Layer, error) {
+	diffID, desc := w.DiffID, w.Descriptor
 	reading, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	silence := time.AfterFunc(r.opts.Stall, func() { stop(fmt.Errorf("%w: no byte for %v", ErrUnavailable, r.opts.Stall)) })
@@ -126,6 +191,7 @@ func (r *Resolver) fetch(ctx context.Context, c *layercache.Cache, img *Image, d
 		defer to.Close(ctx)
 	}
 	a := &arrival{ctx: reading, r: src, spool: blob, desc: desc, tell: o.Progress, alive: func() { silence.Reset(r.opts.Stall) }}
+	w.in.From(blob)
 	l, err := receive(ctx, c, a, blob, diffID, o.Max, to)
 	if err != nil {
 		blob.Abort(err)

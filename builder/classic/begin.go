@@ -91,11 +91,16 @@ func (n *node) settle() {
 
 // fromImage pulls the base image.
 func (s *stage) fromImage(ctx context.Context, st *step, done *slipwayv1.StepDone) (*node, error) {
-	layers, err := s.build.pull(ctx, s.base, st)
+	force := s.build.job.GetCompression().GetForce()
+	var offer func(*layer.Pending)
+	if s.final && !force {
+		offer = s.build.job.Layer // the blobs go as they come
+	}
+	layers, err := s.build.pull(ctx, s.base, st, offer)
 	if err != nil {
 		return nil, err
 	}
-	if s.build.job.GetCompression().GetForce() && s.final {
+	if force && s.final {
 		for i, l := range layers {
 			if layers[i], err = s.build.job.Maker.Recompress(ctx, l); err != nil {
 				return nil, err
@@ -110,7 +115,7 @@ func (s *stage) fromImage(ctx context.Context, st *step, done *slipwayv1.StepDon
 	n.settle()
 	n.image.Config.OnBuild = nil
 	done.Cached = true
-	if n.err != nil || !s.final {
+	if n.err != nil || !s.final || !force {
 		return n, n.err
 	}
 	return n, s.offerAll(ctx, layers)
@@ -137,11 +142,12 @@ func (s *stage) offerAll(ctx context.Context, layers []*layer.Layer) error {
 	return nil
 }
 
-// pull brings an image's layers into the cache.
-func (b *build) pull(ctx context.Context, img *base.Image, st *step) ([]*layer.Layer, error) {
+// pull brings an image's layers into the cache; offer, if not nil, gets them as
+// they come.
+func (b *build) pull(ctx context.Context, img *base.Image, st *step, offer func(*layer.Pending)) ([]*layer.Layer, error) {
 	var mu sync.Mutex
 	layers, err := b.opts.Bases.Pull(ctx, b.job.Cache, img, base.PullOptions{
-		App: b.job.App, Max: b.job.MaxSize, Origin: st.source, Line: st.line, Unpack: b.runsOn(img),
+		App: b.job.App, Max: b.job.MaxSize, Origin: st.source, Line: st.line, Unpack: b.runsOn(img), Offer: offer,
 		Progress: func(d digest.Digest, n, total int64, done bool) {
 			mu.Lock()
 			defer mu.Unlock()

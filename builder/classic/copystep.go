@@ -357,7 +357,7 @@ func (s *stage) origin(ctx context.Context, st *step, from string) (*node, error
 
 // imageNode pulls an image to copy from.
 func (s *stage) imageNode(ctx context.Context, st *step, img *base.Image) (*node, error) {
-	layers, err := s.build.pull(ctx, img, st)
+	layers, err := s.build.pull(ctx, img, st, nil)
 	if err != nil {
 		return nil, err
 	}

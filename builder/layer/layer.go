@@ -32,12 +32,13 @@ type Layer struct {
 // A Pending layer is one in the making, as a push sees it from its first
 // byte on.
 type Pending struct {
-	MediaType string
-	Origin    limits.Source
-	Blob      pushd.Source
-	result    chan struct{}
-	layer     *Layer
-	err       error
+	Descriptor ocispec.Descriptor // what is known: at least the media type
+	MountFrom  []string           // as in [Layer], of a blob that is known
+	Origin     limits.Source
+	Blob       pushd.Source
+	result     chan struct{}
+	layer      *Layer
+	err        error
 }
 
 // Wait returns the layer when it is made, or why it was not.
@@ -50,19 +51,9 @@ func (p *Pending) Wait(ctx context.Context) (*Layer, error) {
 	}
 }
 
-// Ready returns the layer if it is made already.
-func (p *Pending) Ready() (*Layer, bool) {
-	select {
-	case <-p.result:
-		return p.layer, p.err == nil
-	default:
-		return nil, false
-	}
-}
-
 // Finished returns l as a pending layer that needs no waiting; blob reads it.
 func Finished(l *Layer, blob pushd.Source) *Pending {
-	p := &Pending{MediaType: l.Descriptor.MediaType, Origin: l.Origin, Blob: blob, result: make(chan struct{})}
+	p := &Pending{Descriptor: l.Descriptor, MountFrom: l.MountFrom, Origin: l.Origin, Blob: blob, result: make(chan struct{})}
 	p.finish(l, nil)
 	return p
 }

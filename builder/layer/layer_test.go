@@ -85,7 +85,7 @@ func TestMake(t *testing.T) {
 				Origin: limits.Source{Line: 3, Text: "COPY"}, CreatedBy: "COPY", Ledger: limits.NewLedger(0),
 				Write: func(_ context.Context, w *layer.Writer) error { return file(w, "big", content) },
 				Started: func(p *layer.Pending) {
-					if _, ready := p.Ready(); ready || p.MediaType != typ.MediaType() {
+					if p.Descriptor.MediaType != typ.MediaType() {
 						t.Errorf("pending %+v", p)
 					}
 					reading.Go(func() { // a push that reads while the layer grows

@@ -244,8 +244,8 @@ func (w *Writer) start() error {
 	}
 	w.blob, w.valve, w.zip, w.sum = blob, out, zip, digest.SHA256.Hash()
 	w.pending = &Pending{
-		MediaType: w.how.Type.MediaType(),
-		Origin:    w.spec.Origin, Blob: blob, result: make(chan struct{}),
+		Descriptor: ocispec.Descriptor{MediaType: w.how.Type.MediaType()},
+		Origin:     w.spec.Origin, Blob: blob, result: make(chan struct{}),
 	}
 	if w.spec.Started != nil {
 		w.spec.Started(w.pending)
@@ -298,7 +298,7 @@ func (w *Writer) store(ctx context.Context, delta limits.Delta) (*Layer, error) 
 	if err != nil {
 		return nil, err
 	}
-	desc.MediaType = w.pending.MediaType
+	desc.MediaType = w.pending.Descriptor.MediaType
 	ledger, err := c.PutBytes(ctx, delta)
 	if err != nil {
 		return nil, err
