@@ -432,10 +432,6 @@ func TestArchives(t *testing.T) {
 			t.Errorf("%s is %+v, want %+v", p, n, want)
 		}
 	}
-	w.write(dir, map[string]string{"x.txz": "\xfd7zXZ\x00rest"})
-	if o := w.build(t.Context(), request{dir: dir, dockerfile: "FROM scratch\nADD x.txz /"}); o.Error == nil || !strings.Contains(o.Error.Message, "xz") {
-		t.Errorf("xz: %v", o.Error)
-	}
 }
 
 // TestLimit fails at the line that crosses the limit, whatever makes the
