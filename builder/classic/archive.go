@@ -134,7 +134,7 @@ func (s *stage) addArchives(ctx, steps context.Context, st *step, t *transfer, a
 	a := &unpacking{stage: s, transfer: t, archives: archives}
 	return s.apply(ctx, steps, st, &change{
 		image: cloneImage(s.node.image), createdBy: nopFS(&s.node.image, comment),
-		key: fixed(layercache.Part{Name: "unpack", Value: comment}),
+		key: fixed(t.parts("unpack", comment)...), alone: s.alone(t),
 		run: a.run, write: a.write,
 	}, done)
 }
@@ -199,6 +199,9 @@ func (t *transfer) apart() []*transfer {
 
 func (a *unpacking) fill(ctx context.Context, n *node, snap *layercache.Snapshot) error {
 	lowers := snap.Lowers()
+	if a.transfer.link {
+		lowers = nil
+	}
 	for _, t := range a.transfer.apart() {
 		dirs := rootfs.Dirs{Upper: snap.Upper(), Parents: lowers}
 		merged := layersTree(append([]string{snap.Upper()}, lowers...))

@@ -58,7 +58,7 @@ func TestAddCompressed(t *testing.T) {
 	w.write(dir, map[string]string{
 		"xz": w.compressed(plain, "xz", "-c"), "xz9": w.compressed(plain, "xz", "-9ec", "--check=sha256"),
 		"two-streams": w.compressed(plain[:700], "xz", "-c") + w.compressed(plain[700:], "xz", "-c", "--check=crc32"),
-		"bz": w.compressed(plain, "bzip2", "-c"), "zst": string(z.EncodeAll(plain, nil)), "gz": string(gzipped(w, plain)),
+		"bz":          w.compressed(plain, "bzip2", "-c"), "zst": string(z.EncodeAll(plain, nil)), "gz": string(gzipped(w, plain)),
 		"text.xz": w.compressed([]byte("no archive"), "xz", "-c"), "cut.xz": "\xfd7zXZ\x00rest", "after": "no archive either",
 	})
 	var file strings.Builder
