@@ -38,6 +38,7 @@ var arrows = map[string][]string{
 	"builder/failure":  {"limits"},
 	"builder/rootfs":   {},
 	"builder/sandbox":  {},
+	"builder/gitfetch": {"builder/rootfs"},
 	"builder/layer":    {"builder/failure", "builder/rootfs", "layercache", "limits", "pushd"},
 	"builder/base":     {"builder/failure", "builder/layer", "layercache", "limits"},
 	"builder/classic":  {"builder", "buildctx", "layercache", "limits", "proto"},

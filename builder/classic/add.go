@@ -39,7 +39,7 @@ func isGit(s string) bool {
 
 // add carries out ADD: COPY, and URLs, and archives of the context unpacked.
 func (s *stage) add(ctx, steps context.Context, st *step, cmd *instructions.AddCommand, done *slipwayv1.StepDone) error {
-	f := copyFlags{what: "ADD", chown: cmd.Chown, chmod: cmd.Chmod, exclude: cmd.ExcludePatterns, src: cmd.SourcesAndDest}
+	f := copyFlags{what: "ADD", chown: cmd.Chown, chmod: cmd.Chmod, exclude: cmd.ExcludePatterns, link: cmd.Link, src: cmd.SourcesAndDest}
 	if cmd.KeepGitDir != nil {
 		return failure.Userf(failure.NotSupported, "clone the repository in a RUN step", "ADD --keep-git-dir is not supported yet")
 	}

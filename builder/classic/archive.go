@@ -13,26 +13,28 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/therootcompany/xz"
 
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/builder/rootfs"
 	"github.com/slipwayhq/slipway/layercache"
+	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
 
-// archives finds the sources that are tar archives, by their content.
+// archives finds the sources that are tar archives, by their content. What was
+// downloaded is unpacked only where the instruction says so.
 func (s *stage) archives(ctx context.Context, t *transfer, unpack *bool) (map[*file]bool, error) {
 	if unpack != nil && !*unpack {
 		return nil, nil
 	}
 	found := map[*file]bool{}
 	for _, src := range t.sources {
-		if src.url || src.file.typ != tar.TypeReg || src.file.size == 0 {
+		if src.url && unpack == nil || src.file.typ != tar.TypeReg || src.file.size == 0 {
 			continue
 		}
-		is, err := s.isArchive(ctx, t, src.file)
+		is, err := s.isArchive(ctx, t, src)
 		if err != nil {
 			return nil, err
 		}
@@ -45,13 +47,13 @@ func (s *stage) archives(ctx context.Context, t *transfer, unpack *bool) (map[*f
 
 // isArchive remembers its answer by content, so that an unchanged archive
 // need not travel to be recognised.
-func (s *stage) isArchive(ctx context.Context, t *transfer, f *file) (bool, error) {
+func (s *stage) isArchive(ctx context.Context, t *transfer, src copySource) (bool, error) {
 	cache := s.build.job.Cache
-	content, err := t.from.hash(ctx, f)
+	content, err := src.from.hash(ctx, src.file)
 	if err != nil {
 		return false, err
 	}
-	key := layercache.NewKey(layercache.Part{Name: "archive/v2", Value: content})
+	key := layercache.NewKey(layercache.Part{Name: "archive/v3", Value: content})
 	rec, err := cache.Step(ctx, key)
 	if err == nil {
 		return string(rec.Extra) == "true", nil
@@ -59,17 +61,20 @@ func (s *stage) isArchive(ctx context.Context, t *transfer, f *file) (bool, erro
 	if !missing(err) {
 		return false, err
 	}
-	if err := s.build.job.Session.Need(ctx, []int{f.entry}); err != nil {
-		return false, err
+	if !src.url {
+		if err := s.build.job.Session.Need(ctx, []int{src.file.entry}); err != nil {
+			return false, err
+		}
 	}
-	r, err := t.from.open(ctx, f)
+	r, err := src.from.open(ctx, src.file)
 	if err != nil {
 		return false, err
 	}
 	defer r.Close()
 	is, err := startsArchive(r)
 	if err != nil {
-		return false, t.failf(failure.NotSupported, "compress the archive with gzip, bzip2 or zstd, or COPY it and unpack it in a RUN step", "%s: %v", strings.TrimPrefix(f.path, "/"), err)
+		return false, t.failf(failure.NotSupported, "compress the archive with xz -9 or less, or COPY it and unpack it in a RUN step",
+			"%s: %v", strings.TrimPrefix(src.file.path, "/"), err)
 	}
 	rec = layercache.Step{Created: time.Now().UTC(), Empty: true, App: s.build.job.App, Extra: fmt.Appendf(nil, "%t", is)}
 	return is, cache.PutStep(ctx, key, rec)
@@ -80,9 +85,14 @@ var (
 	xzMagic    = []byte("\xfd7zXZ\x00")
 )
 
-var errXZ = errors.New("xz compression is not supported yet")
+// xzDictionary is the largest dictionary that an xz archive may ask for, in
+// bytes: that of xz -9.
+const xzDictionary = 64 << 20
 
-// decompress returns what r holds, whatever its compression.
+var errDictionary = errors.New("its xz dictionary is larger than 64 MiB")
+
+// decompress returns what r holds, whatever its compression. The caller
+// closes it; that does not close r.
 func decompress(r io.Reader) (io.ReadCloser, error) {
 	b := bufio.NewReader(r)
 	magic, _ := b.Peek(len(xzMagic)) // a shorter file is not compressed
@@ -90,23 +100,25 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 	case bytes.HasPrefix(magic, bzip2Magic):
 		return io.NopCloser(bzip2.NewReader(b)), nil
 	case bytes.Equal(magic, xzMagic):
-		return nil, errXZ
+		plain, err := xz.NewReader(b, xzDictionary)
+		return io.NopCloser(plain), err
 	}
-	return compression.DecompressStream(b)
+	return layer.Decompress(b)
 }
 
 // startsArchive reports whether a tar header can be read, after
 // decompression by content.
 func startsArchive(r io.Reader) (bool, error) {
 	plain, err := decompress(r)
-	if errors.Is(err, errXZ) {
-		return false, err
+	if plain != nil {
+		defer plain.Close()
 	}
-	if err != nil {
-		return false, nil
+	if err == nil {
+		_, err = tar.NewReader(plain).Next()
 	}
-	defer plain.Close()
-	_, err = tar.NewReader(plain).Next()
+	if errors.Is(err, xz.ErrMemlimit) {
+		return false, errDictionary
+	}
 	return err == nil, nil
 }
 
@@ -121,7 +133,7 @@ func (s *stage) addArchives(ctx, steps context.Context, st *step, t *transfer, a
 	a := &unpacking{stage: s, transfer: t, archives: archives, marks: marks{}}
 	return s.apply(ctx, steps, st, &change{
 		image: cloneImage(s.node.image), createdBy: nopFS(&s.node.image, comment),
-		key: fixed(layercache.Part{Name: "unpack", Value: comment}),
+		key: fixed(t.parts("unpack", comment)...), alone: s.alone(t),
 		run: a.run, write: a.write,
 	}, done)
 }
@@ -131,6 +143,7 @@ type unpacking struct {
 	stage    *stage
 	transfer *transfer
 	archives map[*file]bool
+	meter    *limits.Layer // stops an archive at the limit, before it fills the disk
 	upper    string
 	marks    marks
 }
@@ -147,6 +160,15 @@ func (a *unpacking) run(ctx context.Context, n *node) error {
 	if err != nil {
 		return err
 	}
+	if err := n.parent.wait(ctx); err != nil {
+		return err
+	}
+	ledger, err := a.stage.build.charged(ctx, n.parent.layers())
+	if err != nil {
+		return err
+	}
+	a.meter = ledger.Begin(limits.Source{Line: n.step.line, Text: n.step.source})
+	defer a.meter.Close()
 	name := snapshotName()
 	err = layer.Fill(ctx, a.stage.build.job.Cache, parent, name, func(snap *layercache.Snapshot) error {
 		a.upper = snap.Upper()
@@ -158,20 +180,38 @@ func (a *unpacking) run(ctx context.Context, n *node) error {
 	return err
 }
 
+// apart returns the transfer as one for each source, in order, and one for the
+// here-documents.
+func (t *transfer) apart() []*transfer {
+	var all []*transfer
+	for _, src := range t.sources {
+		one := *t
+		one.sources, one.inline = []copySource{src}, nil
+		all = append(all, &one)
+	}
+	if len(t.inline) > 0 {
+		one := *t
+		one.sources = nil
+		all = append(all, &one)
+	}
+	return all
+}
+
 func (a *unpacking) fill(ctx context.Context, n *node, snap *layercache.Snapshot) error {
 	lowers := snap.Lowers()
-	t := *a.transfer
-	for _, src := range a.transfer.sources {
-		t.sources = []copySource{src}
+	if a.transfer.link {
+		lowers = nil
+	}
+	for _, t := range a.transfer.apart() {
 		dirs := rootfs.Dirs{Upper: snap.Upper(), Parents: lowers}
 		merged := layersTree(append([]string{snap.Upper()}, lowers...))
-		if a.archives[src.file] {
-			if err := a.unpack(ctx, n, src.file, merged, dirs); err != nil {
+		if len(t.sources) > 0 && a.archives[t.sources[0].file] {
+			if err := a.unpack(ctx, n, t.sources[0], merged, dirs); err != nil {
 				return err
 			}
 			continue
 		}
-		uid, gid, err := a.stage.owner(ctx, &t, n)
+		uid, gid, err := a.stage.owner(ctx, t, n)
 		if err != nil {
 			return err
 		}
@@ -187,7 +227,7 @@ func (a *unpacking) fill(ctx context.Context, n *node, snap *layercache.Snapshot
 }
 
 // unpack makes the destination and unpacks an archive below it.
-func (a *unpacking) unpack(ctx context.Context, n *node, f *file, merged tree, dirs rootfs.Dirs) error {
+func (a *unpacking) unpack(ctx context.Context, n *node, src copySource, merged tree, dirs rootfs.Dirs) error {
 	d := newDraft(n, merged)
 	dest, err := follow(d, a.transfer.dest, true)
 	if err != nil {
@@ -203,7 +243,7 @@ func (a *unpacking) unpack(ctx context.Context, n *node, f *file, merged tree, d
 	if err := d.unpack(ctx, dirs); err != nil {
 		return err
 	}
-	r, err := a.transfer.from.open(ctx, f)
+	r, err := src.from.open(ctx, src.file)
 	if err != nil {
 		return err
 	}
@@ -215,13 +255,17 @@ func (a *unpacking) unpack(ctx context.Context, n *node, f *file, merged tree, d
 	defer plain.Close()
 	err = piped(
 		func(w io.Writer) error { return relocate(w, tar.NewReader(plain), strings.TrimPrefix(dest, "/")) },
-		func(r io.Reader) error { return rootfs.Apply(ctx, r, dirs) },
+		func(r io.Reader) error { return rootfs.Apply(ctx, a.meter.Reader(r), dirs) },
 	)
+	var large *limits.SizeError
+	if errors.As(err, &large) {
+		return err
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return a.transfer.failf(failure.DockerfileInvalid, "check the archive with tar -t", "%s: %v", strings.TrimPrefix(f.path, "/"), err)
+		return a.transfer.failf(failure.DockerfileInvalid, "check the archive with tar -t", "%s: %v", strings.TrimPrefix(src.file.path, "/"), err)
 	}
 	return nil
 }

@@ -38,6 +38,10 @@ type change struct {
 	// also returns further parts under which the step may be found, once it
 	// was made or when its first key missed. It may be nil.
 	also func(ctx context.Context) ([]layercache.Part, error)
+
+	// alone is what else the step depends on if it does not depend on its
+	// parent; see adopt. It is nil for a step that does.
+	alone []layercache.Part
 }
 
 // extra is what a record keeps beside the cache's own fields.
@@ -68,6 +72,12 @@ func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *sli
 			s.node = n
 			return s.offer(ctx, n)
 		}
+	}
+	if found, err := s.adopt(ctx, n, c); found || err != nil {
+		done.Cached = found
+		return err
+	}
+	if !s.busted {
 		s.bust(steps, st)
 	}
 	if c.fill != nil {
@@ -151,18 +161,12 @@ func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool
 		return false, nil
 	}
 	if !rec.Empty {
-		l, err := layer.Lookup(ctx, s.build.job.Cache, rec.DiffID, s.build.mediaType())
+		l, err := s.layerOf(ctx, n, rec.DiffID, x)
 		if missing(err) {
 			return false, nil
 		}
 		if err != nil {
 			return false, err
-		}
-		l.Origin, l.CreatedBy = limits.Source{Line: n.step.line, Text: n.step.source}, x.CreatedBy
-		if s.build.job.GetCompression().GetForce() && s.final {
-			if l, err = s.build.job.Maker.Recompress(ctx, l); err != nil {
-				return false, err
-			}
 		}
 		n.layer = l
 	}
@@ -174,6 +178,19 @@ func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool
 	}
 	close(n.made)
 	return true, nil
+}
+
+// layerOf returns a layer that the cache has as the node's.
+func (s *stage) layerOf(ctx context.Context, n *node, diffID digest.Digest, x extra) (*layer.Layer, error) {
+	l, err := layer.Lookup(ctx, s.build.job.Cache, diffID, s.build.mediaType())
+	if err != nil {
+		return nil, err
+	}
+	l.Origin, l.CreatedBy = limits.Source{Line: n.step.line, Text: n.step.source}, x.CreatedBy
+	if s.build.job.GetCompression().GetForce() && s.final {
+		return s.build.job.Maker.Recompress(ctx, l)
+	}
+	return l, nil
 }
 
 // pass makes the node's layer, one pass over its bytes, after the layers
@@ -261,13 +278,16 @@ func (s *stage) record(ctx context.Context, n *node, c *change) error {
 	if err := cache.PutStep(ctx, n.key, rec); err != nil {
 		return err
 	}
-	if c.also == nil {
-		return nil
+	if err := s.lend(ctx, rec, c); err != nil || c.also == nil {
+		return err
 	}
 	if parts, err = c.also(ctx); err != nil {
 		return err
 	}
 	rec.Parts = parts
+	if err := s.lend(ctx, rec, c); err != nil {
+		return err
+	}
 	return cache.PutStep(ctx, keyAt(n.parent.id, parts), rec)
 }
 

@@ -25,6 +25,9 @@ type copySource struct {
 	file *file    // what it leads to
 	from sourceFS // what it is in
 	url  bool     // it was downloaded
+
+	// Of a directory, what to take of it; nil is everything.
+	include *patternmatcher.PatternMatcher
 }
 
 // A transfer copies sources to one place of an image.
@@ -35,7 +38,9 @@ type transfer struct {
 	sources []copySource
 	dest    string // absolute; ends in "/" if it must be a directory
 	chown   string // as written, expanded; "" keeps owners (context: 0:0)
-	chmod   *int64
+	chmod   *modeSet
+	link    bool // the layer is made as if there were nothing below
+	parents bool // sources keep the directories that they are named in
 	exclude *patternmatcher.PatternMatcher
 	inline  []inlineFile // here-documents
 }
@@ -52,8 +57,12 @@ func (t *transfer) failf(code, hint, format string, args ...any) error {
 
 // choose finds the sources that the patterns name.
 func (t *transfer) choose(patterns []string) error {
+	one := t.chooseOne
+	if t.parents {
+		one = t.chooseBelow
+	}
 	for _, p := range patterns {
-		if err := t.chooseOne(p); err != nil {
+		if err := one(p); err != nil {
 			return err
 		}
 	}
@@ -88,8 +97,11 @@ func (t *transfer) chooseOne(pattern string) error {
 	if strings.ContainsAny(glob, `[\\`) {
 		deepest = maxDepth // a class may match a slash
 	}
-	return t.walk("/", deepest, func(f *file) error {
+	return walk(t.from, "/", deepest, func(f *file) error {
 		if ok, err := filepath.Match(glob, f.path[1:]); err != nil || !ok {
+			return err
+		}
+		if out, err := t.leavesOut(path.Base(f.path)); err != nil || out && !f.isDir() {
 			return err
 		}
 		return t.take(f.path[1:], f.path)
@@ -147,10 +159,10 @@ func (t *transfer) missing(written string) error {
 	return t.failf(failure.FileNotFound, "check what the stage or image has at that path", "stat %s: file does not exist", name)
 }
 
-// walk visits everything below dir in order, links not followed, down to depth
+// walk visits everything of a tree below dir in order, links not followed, down to depth
 // levels below the first.
-func (t *transfer) walk(dir string, depth int, visit func(f *file) error) error {
-	list, err := t.from.list(dir)
+func walk(tree sourceFS, dir string, depth int, visit func(f *file) error) error {
+	list, err := tree.list(dir)
 	if err != nil {
 		return err
 	}
@@ -159,7 +171,7 @@ func (t *transfer) walk(dir string, depth int, visit func(f *file) error) error 
 			return err
 		}
 		if depth > 0 && f.isDir() {
-			if err := t.walk(f.path, depth-1, visit); err != nil {
+			if err := walk(tree, f.path, depth-1, visit); err != nil {
 				return err
 			}
 		}
@@ -168,7 +180,8 @@ func (t *transfer) walk(dir string, depth int, visit func(f *file) error) error 
 }
 
 // each visits the sources' files: a directory's content, not itself. rel is
-// the path below the source, "" for a file.
+// the path below the source, "" for a file. Directories come before what they
+// hold, also those of which only some content is taken.
 func (t *transfer) each(visit func(src copySource, rel string, f *file) error) error {
 	for _, src := range t.sources {
 		if !src.file.isDir() {
@@ -177,24 +190,64 @@ func (t *transfer) each(visit func(src copySource, rel string, f *file) error) e
 			}
 			continue
 		}
-		base := strings.TrimSuffix(src.file.path, "/")
-		err := t.walk(src.file.path, maxDepth, func(f *file) error {
-			rel := strings.TrimPrefix(f.path, base+"/")
-			if t.exclude != nil {
-				if out, err := t.exclude.MatchesOrParentMatches(rel); err != nil || out {
-					return err
-				}
-			}
-			if f.typ == 0 {
-				return nil
-			}
-			return visit(src, rel, f)
-		})
-		if err != nil {
+		w := &pick{transfer: t, src: src, visit: visit, base: strings.TrimSuffix(src.file.path, "/") + "/"}
+		if err := walk(src.from, src.file.path, maxDepth, w.file); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// A pick visits what is taken of a directory.
+type pick struct {
+	*transfer
+	src   copySource
+	base  string // the directory, with a slash at the end
+	visit func(src copySource, rel string, f *file) error
+	held  []*file // directories on the way here that were not taken themselves
+}
+
+func (p *pick) file(f *file) error {
+	rel := strings.TrimPrefix(f.path, p.base)
+	for len(p.held) > 0 && !strings.HasPrefix(f.path, p.held[len(p.held)-1].path+"/") {
+		p.held = p.held[:len(p.held)-1]
+	}
+	take, err := p.takes(rel)
+	if err != nil || f.typ == 0 {
+		return err
+	}
+	if !take {
+		if f.isDir() {
+			p.held = append(p.held, f)
+		}
+		return nil
+	}
+	for _, up := range p.held {
+		if err := p.visit(p.src, strings.TrimPrefix(up.path, p.base), up); err != nil {
+			return err
+		}
+	}
+	p.held = nil
+	return p.visit(p.src, rel, f)
+}
+
+func (p *pick) takes(rel string) (bool, error) {
+	if p.src.include != nil {
+		if in, err := p.src.include.MatchesOrParentMatches(rel); err != nil || !in {
+			return false, err
+		}
+	}
+	out, err := p.leavesOut(rel)
+	return !out, err
+}
+
+// leavesOut reports whether --exclude takes out what is at a path below a
+// source.
+func (t *transfer) leavesOut(rel string) (bool, error) {
+	if t.exclude == nil {
+		return false, nil
+	}
+	return t.exclude.MatchesOrParentMatches(rel)
 }
 
 // hash names what is copied in history and keys: "file:", "dir:" or "multi:"
@@ -227,7 +280,7 @@ func (t *transfer) hashSource(ctx context.Context, src copySource) (string, erro
 	}
 	one := transfer{from: t.from, sources: []copySource{src}, exclude: t.exclude}
 	var parts []string
-	if src.file.path != "/" {
+	if src.file.path != "/" && src.include == nil {
 		// Not copied itself, but a part of the hash as in Docker's.
 		h, err := t.hashFile(ctx, src.from, "", src.file)
 		if err != nil {
@@ -379,9 +432,7 @@ func (p *putter) inlined(in inlineFile, dest string, isDir bool) error {
 		return err
 	}
 	f := file{path: dest, typ: tar.TypeReg, mode: 0o644, uid: p.uid, gid: p.gid, size: int64(len(in.content)), mtime: p.draft.now}
-	if p.chmod != nil {
-		f.mode = *p.chmod
-	}
+	f.mode = p.chmod.apply(&f)
 	p.draft.put(&entry{file: f, text: in.content})
 	return nil
 }
@@ -422,7 +473,7 @@ func (p *putter) put(src copySource, f *file, at string) (*entry, error) {
 // own sets owner and mode as a copy followed by a chown does: a chown takes
 // setuid, setgid and capabilities from regular files.
 func (p *putter) own(f *file) {
-	xattrs := f.xattrs
+	xattrs, mode := f.xattrs, p.chmod.apply(f)
 	f.xattrs = nil
 	if p.uid >= 0 {
 		f.uid, f.gid = p.uid, p.gid
@@ -435,7 +486,7 @@ func (p *putter) own(f *file) {
 	} else if c, ok := xattrs[capability]; ok {
 		f.xattrs = map[string]string{capability: c}
 	}
-	if p.chmod != nil && f.typ != tar.TypeSymlink {
-		f.mode = *p.chmod
+	if p.chmod != nil {
+		f.mode = mode
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -29,15 +28,14 @@ type copyFlags struct {
 	chown   string
 	chmod   string
 	exclude []string
+	parents bool
+	link    bool
 	src     instructions.SourcesAndDest
 }
 
 // copy carries out COPY.
 func (s *stage) copy(ctx, steps context.Context, st *step, cmd *instructions.CopyCommand, done *slipwayv1.StepDone) error {
-	if cmd.Parents {
-		return failure.Userf(failure.NotSupported, "copy the directory itself, or list its files", "COPY --parents is not supported yet")
-	}
-	flags := copyFlags{what: "COPY", chown: cmd.Chown, chmod: cmd.Chmod, exclude: cmd.ExcludePatterns, src: cmd.SourcesAndDest}
+	flags := copyFlags{what: "COPY", chown: cmd.Chown, chmod: cmd.Chmod, exclude: cmd.ExcludePatterns, parents: cmd.Parents, link: cmd.Link, src: cmd.SourcesAndDest}
 	if slices.ContainsFunc(cmd.SourcePaths, isURL) {
 		return failure.Userf(failure.DockerfileInvalid, "use ADD for a URL", "COPY failed: source can't be a URL for COPY")
 	}
@@ -66,13 +64,18 @@ func (s *stage) fromContext(ctx context.Context, f copyFlags, patterns []string)
 }
 
 func (s *stage) newTransfer(f copyFlags) (*transfer, error) {
-	t := &transfer{what: f.what, dest: destination(s.node.image.Config.WorkingDir, f.src.DestPath), chown: f.chown}
+	t := &transfer{
+		what: f.what, dest: destination(s.node.image.Config.WorkingDir, f.src.DestPath), chown: f.chown, parents: f.parents, link: f.link,
+	}
+	if t.parents && !strings.HasSuffix(t.dest, "/") {
+		t.dest += "/" // directories come into it
+	}
 	if f.chmod != "" {
-		mode, err := strconv.ParseInt(f.chmod, 8, 32)
-		if err != nil || mode < 0 || mode > 0o7777 {
-			return nil, failure.Userf(failure.DockerfileInvalid, "write it as octal digits, like 0755", "%s --chmod=%s is no mode", f.what, f.chmod)
+		set, err := parseMode(f.chmod)
+		if err != nil {
+			return nil, failure.Userf(failure.DockerfileInvalid, "write octal digits like 0755, or changes like u=rwX,go=rX", "%s --chmod=%s: %v", f.what, f.chmod, err)
 		}
-		t.chmod = &mode
+		t.chmod = set
 	}
 	if len(f.exclude) > 0 {
 		pm, err := patternmatcher.New(f.exclude)
@@ -116,9 +119,22 @@ func (t *transfer) comment(hash string, dest string) string {
 		flags.WriteString("--chown=" + t.chown + " ")
 	}
 	if t.chmod != nil {
-		fmt.Fprintf(&flags, "--chmod=%o ", *t.chmod)
+		flags.WriteString("--chmod=" + t.chmod.String() + " ")
+	}
+	if t.parents {
+		flags.WriteString("--parents ")
 	}
 	return t.what + " " + flags.String() + hash + " in " + dest + " "
+}
+
+// parts is a transfer's key: a text under a name, and the flags that history
+// does not show.
+func (t *transfer) parts(name, text string) []layercache.Part {
+	parts := []layercache.Part{{Name: name, Value: text}, {Name: "exclude", Value: t.excluded()}}
+	if t.link {
+		parts = append(parts, layercache.Part{Name: "link", Value: "true"})
+	}
+	return parts
 }
 
 func (t *transfer) excluded() string {
@@ -140,8 +156,8 @@ func (s *stage) transfer(ctx, steps context.Context, st *step, t *transfer, done
 	}
 	comment := t.comment(hash, destOf(st))
 	c := s.drafted(t)
-	c.image, c.createdBy = cloneImage(s.node.image), nopFS(&s.node.image, comment)
-	c.key = fixed(layercache.Part{Name: "instruction", Value: comment}, layercache.Part{Name: "exclude", Value: t.excluded()})
+	c.image, c.createdBy, c.alone = cloneImage(s.node.image), nopFS(&s.node.image, comment), s.alone(t)
+	c.key = fixed(t.parts("instruction", comment)...)
 	return s.apply(ctx, steps, st, c, done)
 }
 
@@ -164,12 +180,20 @@ func (s *stage) drafted(t *transfer) *change {
 				return err
 			}
 		}
-		uid, gid, err := s.owner(ctx, t, d.node)
-		if err != nil {
-			return err
-		}
-		return t.plan(d, uid, gid)
+		return s.plan(ctx, t, d)
 	})
+}
+
+// plan drafts a transfer's layer.
+func (s *stage) plan(ctx context.Context, t *transfer, d *draft) error {
+	if t.link {
+		d.below = nothing{}
+	}
+	uid, gid, err := s.owner(ctx, t, d.node)
+	if err != nil {
+		return err
+	}
+	return t.plan(d, uid, gid)
 }
 
 // summon has the contents of a transfer sent, in the background: the layer is
@@ -242,17 +266,11 @@ func (s *stage) copyFrom(ctx, steps context.Context, st *step, from string, f co
 	}
 	v := &fromStage{stage: s, src: src, transfer: t, patterns: f.src.SourcePaths, dest: f.src.DestPath}
 	image := s.node.image
-	draw := drafted(func(ctx context.Context, d *draft) error {
-		uid, gid, err := s.owner(ctx, t, d.node)
-		if err != nil {
-			return err
-		}
-		return t.plan(d, uid, gid)
-	})
+	draw := drafted(func(ctx context.Context, d *draft) error { return s.plan(ctx, t, d) })
 	return s.apply(ctx, steps, st, &change{
-		image: cloneImage(image),
-		key:   v.key,
-		also:  v.contentKey,
+		image: cloneImage(image), alone: s.alone(t),
+		key:  v.key,
+		also: v.contentKey,
 		write: func(ctx context.Context, n *node, w *layer.Writer) error {
 			comment, err := v.comment(ctx)
 			if err != nil {
@@ -287,12 +305,12 @@ func (v *fromStage) key(ctx context.Context) ([]layercache.Part, error) {
 		return nil, err
 	}
 	text := v.transfer.comment(fmt.Sprintf("%q of %s", v.patterns, v.src.id), v.dest)
-	return []layercache.Part{{Name: "instruction", Value: text}, {Name: "exclude", Value: v.transfer.excluded()}}, nil
+	return v.transfer.parts("instruction", text), nil
 }
 
 func (v *fromStage) contentKey(ctx context.Context) ([]layercache.Part, error) {
 	comment, err := v.comment(ctx)
-	return []layercache.Part{{Name: "copied", Value: comment}}, err
+	return v.transfer.parts("copied", comment), err
 }
 
 // open mounts the source and finds the files, once.

@@ -36,14 +36,14 @@ func plainCopy(cmd instructions.Command) (copyFlags, bool) {
 		if cmd.From != "" {
 			return f, false
 		}
-		f = copyFlags{what: "COPY", exclude: cmd.ExcludePatterns, src: cmd.SourcesAndDest}
+		f = copyFlags{what: "COPY", exclude: cmd.ExcludePatterns, parents: cmd.Parents, src: cmd.SourcesAndDest}
 	case *instructions.AddCommand:
 		f = copyFlags{what: "ADD", exclude: cmd.ExcludePatterns, src: cmd.SourcesAndDest}
 	default:
 		return f, false
 	}
 	for _, p := range f.src.SourcePaths {
-		if strings.ContainsRune(p, '$') || isURL(p) {
+		if strings.ContainsRune(p, '$') || isURL(p) || isGit(p) {
 			return f, false
 		}
 	}
@@ -60,7 +60,7 @@ func (s *stage) prefetch(ctx context.Context, copies []copyFlags) error {
 	}
 	var need [][]int
 	for _, f := range copies {
-		t := &transfer{what: f.what, from: files, context: true, dest: "/"}
+		t := &transfer{what: f.what, from: files, context: true, parents: f.parents, dest: "/"}
 		if err := t.choose(f.src.SourcePaths); err != nil {
 			return err
 		}
