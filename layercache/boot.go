@@ -91,10 +91,16 @@ func (s *Store) clearSpool() error {
 	return nil
 }
 
-// dropSnapshots forgets all snapshots. Their directories are put aside.
+// dropSnapshots forgets all snapshots and cache mounts. Their directories are
+// put aside.
 func (s *Store) dropSnapshots(db *bolt.DB) error {
-	s.log.Warn("the machine went down while the cache was open, dropping its snapshots", "root", s.opts.Root)
-	if err := s.setAside("snapshots"); err != nil {
+	s.log.Warn("the machine went down while the cache was open, dropping its snapshots and cache mounts", "root", s.opts.Root)
+	for _, name := range []string{"snapshots", mountsDir} {
+		if err := s.setAside(name); err != nil {
+			return err
+		}
+	}
+	if err := s.makeDirs(); err != nil {
 		return err
 	}
 	return db.Update(func(tx *bolt.Tx) error {
@@ -111,12 +117,15 @@ func (s *Store) dropSnapshots(db *bolt.DB) error {
 	})
 }
 
-// forgetSnapshots removes what the database knows of an org's snapshots:
-// Slipway's records, and the bucket of containerd's schema v1.
+// forgetSnapshots removes what the database knows of an org's snapshots and
+// cache mounts: Slipway's records, and the bucket of containerd's schema v1.
 func forgetSnapshots(tx *bolt.Tx, org string) error {
 	own := tx.Bucket(slipwayBucket).Bucket(orgsBucket).Bucket([]byte(org))
-	if own.Bucket(snapshotsBucket) != nil {
-		if err := own.DeleteBucket(snapshotsBucket); err != nil {
+	for _, name := range [][]byte{snapshotsBucket, mountsBucket} {
+		if own.Bucket(name) == nil {
+			continue
+		}
+		if err := own.DeleteBucket(name); err != nil {
 			return err
 		}
 	}
@@ -133,12 +142,12 @@ func forgetSnapshots(tx *bolt.Tx, org string) error {
 // wipe puts everything aside: what a database that does not read back
 // described cannot be found again.
 func (s *Store) wipe() error {
-	for _, name := range []string{"meta.db", "snapshots", "content"} {
+	for _, name := range []string{"meta.db", "snapshots", "content", mountsDir} {
 		if err := s.setAside(name); err != nil {
 			return err
 		}
 	}
-	return os.MkdirAll(s.blobs(), 0o700)
+	return s.makeDirs()
 }
 
 // asidePrefix begins the names of what was put aside.

@@ -92,8 +92,8 @@ func (s *Store) clean(ctx context.Context) error {
 	return s.measure(ctx)
 }
 
-// measure finds out how much the cache has on the disk: each blob once, and
-// the committed snapshots.
+// measure finds out how much the cache has on the disk: each blob once,
+// the committed snapshots and the cache mounts.
 func (s *Store) measure(ctx context.Context) error {
 	s.sweep.RLock()
 	defer s.sweep.RUnlock()
@@ -123,6 +123,11 @@ func (s *Store) measure(ctx context.Context) error {
 		}
 		total += usage.Size
 	}
+	inMounts, err := s.mountBytes()
+	if err != nil {
+		return err
+	}
+	total += inMounts
 	// What was added meanwhile may be counted twice; the next time it is not.
 	s.used.bytes.Add(total - before)
 	s.used.measured.Store(true)

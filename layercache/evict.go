@@ -186,6 +186,7 @@ func (s *Store) deleteItems(ctx context.Context, items []*item, evs []Eviction) 
 	}
 	for _, it := range items {
 		s.handles.forgetPack(it.id)
+		s.dropMount(it.id)
 	}
 	return nil
 }

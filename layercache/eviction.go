@@ -105,6 +105,9 @@ func (id recordID) String() string {
 		return "layer " + id.key
 	case snapshotKind:
 		return "snapshot " + id.key
+	case mountKind:
+		_, name := mountParts(id.key)
+		return "cache mount " + name
 	default:
 		return fmt.Sprintf("context pack %d", binary.BigEndian.Uint64([]byte(id.key)))
 	}

@@ -28,7 +28,7 @@ type item struct {
 // items without an app, last used never.
 func (c *Cache) inventory(tx *bolt.Tx) ([]*item, error) {
 	v := inventory{c: c, tx: tx, byID: make(map[recordID]*item)}
-	for _, k := range []kind{stepKind, layerKind, snapshotKind, packKind} {
+	for _, k := range []kind{stepKind, layerKind, snapshotKind, packKind, mountKind} {
 		if err := v.read(k); err != nil {
 			return nil, err
 		}
@@ -99,6 +99,13 @@ func (v *inventory) describe(it *item, b *bolt.Bucket, key []byte, size int64) {
 		rec, _ := getRecord[packRecord](b, key)
 		it.bytes, it.count, it.apps = rec.Size, int64(rec.Count), withApp(nil, rec.App)
 		it.resources = []resource{c.blobResource(rec.Digest)}
+	case mountKind:
+		rec, _ := getRecord[mountRecord](b, key)
+		it.bytes, it.apps = rec.Bytes, withApp(nil, rec.App)
+		it.resources = []resource{c.mountResource(string(key))}
+		if it.used.IsZero() {
+			it.used = rec.Created
+		}
 	}
 }
 

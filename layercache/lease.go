@@ -45,7 +45,8 @@ type resource struct {
 const (
 	contentKind   = "content"
 	snapshotsKind = "snapshots/" + snapshotterName
-	stepsKind     = "slipway/step" // no matter for containerd, so never written
+	stepsKind     = "slipway/step"  // no matter for containerd, so never written
+	mountsKind    = "slipway/mount" // likewise, and in no lease
 )
 
 func (c *Cache) blobResource(d digest.Digest) resource {
@@ -338,6 +339,7 @@ func (s *Store) heldResources(ctx context.Context) (map[resource]bool, error) {
 		}
 		l.mu.Unlock()
 	}
+	s.mounts.hold(s, held)
 	err := s.meta.View(func(tx *bolt.Tx) error {
 		for _, ns := range namespacesIn(tx) {
 			if err := s.readLeases((&Cache{ns: ns}).within(ctx, tx), ns, held); err != nil {

@@ -109,6 +109,15 @@ func work(ctx context.Context, c *layercache.Cache, name string, lines chan<- st
 		return err
 	}
 	lines <- "contents " + name
+
+	m, err := c.Mount(ctx, layercache.MountOptions{App: "app", ID: name, Fill: func(_ context.Context, dir string) error {
+		return os.WriteFile(filepath.Join(dir, "file"), []byte(name), 0o600)
+	}})
+	if err != nil {
+		return err
+	}
+	lines <- "mount " + name
+	m.Release()
 	if _, err := c.Prepare(ctx, name); err != nil { // left behind
 		return err
 	}
@@ -149,14 +158,15 @@ func TestKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	u := must(s.Usage(t.Context(), "acme", ""))(t)
-	var records int64
+	records := make(map[string]int64)
 	for _, k := range u.Kinds {
-		if k.Kind == "snapshot" {
-			records = k.Count
-		}
+		records[k.Kind] = k.Count
 	}
-	if dirs := must(os.ReadDir(filepath.Join(root, "snapshots", "snapshots")))(t); int64(len(dirs)) != records {
-		t.Errorf("%d snapshot directories for %d snapshots", len(dirs), records)
+	if dirs := must(os.ReadDir(filepath.Join(root, "snapshots", "snapshots")))(t); int64(len(dirs)) != records["snapshot"] {
+		t.Errorf("%d snapshot directories for %d snapshots", len(dirs), records["snapshot"])
+	}
+	if dirs := must(os.ReadDir(filepath.Join(root, "mounts")))(t); int64(len(dirs)) != records["mount"] {
+		t.Errorf("%d directories for %d cache mounts", len(dirs), records["mount"])
 	}
 }
 
@@ -196,6 +206,14 @@ func kill(t *testing.T, root string, n int) []string {
 func verify(t *testing.T, c *layercache.Cache, line string) {
 	t.Helper()
 	what, name, _ := strings.Cut(line, " ")
+	if what == "mount" {
+		m := must(c.Mount(t.Context(), layercache.MountOptions{App: "app", ID: name}))(t)
+		defer m.Release()
+		if got := must(os.ReadFile(filepath.Join(m.Dir(), "file")))(t); string(got) != name {
+			t.Fatalf("cache mount %s has %q", name, got)
+		}
+		return
+	}
 	if what == "contents" {
 		for i := range 20 {
 			data := fmt.Sprintf("%s %d", name, i)

@@ -25,6 +25,7 @@ import (
 //	        ├── contents   digest → place in a pack
 //	        ├── members    key → place in a layer's blob
 //	        ├── membersof  digest of a blob → keys of the members in it
+//	        ├── mounts     digest, directory and id → mountRecord
 //	        ├── builds     app → Build
 //	        └── used       kind and key → time of last use
 //
@@ -41,6 +42,7 @@ var (
 	contentsBucket  = []byte("contents")
 	membersBucket   = []byte("members")
 	membersOfBucket = []byte("membersof")
+	mountsBucket    = []byte("mounts")
 	buildsBucket    = []byte("builds")
 	usedBucket      = []byte("used")
 )
@@ -150,6 +152,7 @@ const (
 	layerKind    kind = 'l'
 	snapshotKind kind = 'n'
 	packKind     kind = 'p'
+	mountKind    kind = 'm'
 )
 
 func (k kind) bucket() []byte {
@@ -160,6 +163,8 @@ func (k kind) bucket() []byte {
 		return layersBucket
 	case snapshotKind:
 		return snapshotsBucket
+	case mountKind:
+		return mountsBucket
 	default:
 		return packsBucket
 	}

@@ -96,6 +96,7 @@ func (s *Store) dropRecord(ctx context.Context, c *Cache, id recordID, why strin
 		return s.recordEvictions(tx, ev)
 	})
 	if err == nil && dropped {
+		s.dropMount(id)
 		s.tell(ev)
 	}
 	return err
@@ -113,6 +114,8 @@ func (c *Cache) broken(ctx context.Context, tx *bolt.Tx, id recordID) bool {
 		_, _, err = c.snapshot(ctx, tx, id.key)
 	case packKind:
 		_, err = c.pack(ctx, tx, []byte(id.key))
+	case mountKind:
+		_, err = c.mountRecord(ctx, tx, id.key)
 	}
 	_, broken := errors.AsType[*damage](err)
 	return broken

@@ -57,6 +57,7 @@ type Store struct {
 	handles handles
 	buffers buffers
 	used    gauge
+	mounts  mountUses
 
 	reserved atomic.Int64 // bytes that builds under way are about to write
 	linking  sync.Mutex   // while a content's file gets its second name
@@ -71,17 +72,16 @@ type Store struct {
 // process has it open.
 //
 // A process that was killed loses nothing that was acknowledged to it. When
-// the machine went down without a [Store.Close], snapshots are dropped, for
-// their files may never have reached the disk; blobs and records stay.
+// the machine went down without a [Store.Close], snapshots and cache mounts
+// are dropped, for their files may never have reached the disk; blobs and
+// records stay.
 func Open(ctx context.Context, opts Options) (*Store, error) {
 	s := &Store{opts: opts, log: opts.Log}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	for _, dir := range []string{s.path("spool"), s.blobs()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("open cache: %w", err)
-		}
+	if err := s.makeDirs(); err != nil {
+		return nil, fmt.Errorf("open cache: %w", err)
 	}
 	if err := s.clearSpool(); err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
@@ -98,6 +98,9 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 		}
 	}
 	if err == nil {
+		err = s.putMountsAside()
+	}
+	if err == nil {
 		err = s.begin()
 	}
 	if err != nil {
@@ -105,7 +108,17 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	}
 	s.holds.live = make(map[*Lease]struct{})
 	s.handles.init(64)
+	s.mounts.init()
 	return s, nil
+}
+
+func (s *Store) makeDirs() error {
+	for _, dir := range []string{s.path("spool"), s.path(mountsDir), s.blobs()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // open joins the parts of containerd. On an error nothing stays open.
@@ -230,6 +243,7 @@ func (s *Store) update(apply func(*bolt.Tx) error) error {
 // that are still being written fail.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
+		s.mounts.settle()
 		s.sweep.Lock()
 		defer s.sweep.Unlock()
 		s.handles.closeAll()

@@ -66,6 +66,17 @@ func (t *touches) flush(tx *bolt.Tx) error {
 	return nil
 }
 
+// overlay brings times of last use up to date with what is not written yet.
+func (t *touches) overlay(used map[recordID]time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range used {
+		if at, ok := t.pending[id]; ok {
+			used[id] = at
+		}
+	}
+}
+
 // apply brings items up to date with what is not written yet.
 func (t *touches) apply(items []*item) {
 	t.mu.Lock()

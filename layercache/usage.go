@@ -29,7 +29,7 @@ type AppUsage struct {
 }
 
 // KindUsage is a part of the bytes, by what they are: "layer", "snapshot",
-// "context" or "ledger".
+// "context", "ledger" or "mount".
 type KindUsage struct {
 	Kind  string
 	Bytes int64
@@ -39,6 +39,7 @@ type KindUsage struct {
 // Usage sums up what an org has in the cache; with an app, only what that app
 // uses. Without an org it is everything.
 func (s *Store) Usage(ctx context.Context, org, app string) (Usage, error) {
+	s.mounts.settle()
 	u := Usage{Limit: s.opts.maxBytes()}
 	items, err := s.items(org, func(tx *bolt.Tx) { u.Evictions = evictions(tx, org) })
 	if err != nil {
@@ -94,7 +95,7 @@ type sums struct {
 
 func newSums() *sums {
 	return &sums{
-		kinds: []KindUsage{{Kind: "layer"}, {Kind: "snapshot"}, {Kind: "context"}, {Kind: "ledger"}},
+		kinds: []KindUsage{{Kind: "layer"}, {Kind: "snapshot"}, {Kind: "context"}, {Kind: "ledger"}, {Kind: "mount"}},
 		byApp: make(map[string]*AppUsage),
 	}
 }
@@ -116,6 +117,9 @@ func (s *sums) add(it *item, app string) {
 	case packKind:
 		s.kinds[2].Bytes += it.bytes
 		s.kinds[2].Count += it.count
+	case mountKind:
+		s.kinds[4].Bytes += it.bytes
+		s.kinds[4].Count++
 	}
 	for _, name := range it.apps {
 		if app != "" && name != app {
@@ -161,6 +165,7 @@ type Pruned struct {
 // Prune removes what no lease holds and opts allow, least recently used first.
 func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	ctx = context.WithoutCancel(ctx)
+	s.mounts.settle()
 	s.evicting.Lock()
 	defer s.evicting.Unlock()
 	p, err := s.prune(ctx, opts)

@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/containerd/continuity/fs"
@@ -51,6 +52,13 @@ type Process struct {
 	// the process, and Run returns it. A Write that blocks makes the process
 	// wait, and Run too.
 	Stdout, Stderr io.Writer
+
+	// Mounts are shown where the image has something else, or nothing. An outer
+	// one may hold an inner one's target.
+	Mounts []Mount
+
+	// SecretEnv is like Env, and reaches no disk.
+	SecretEnv []string
 
 	// Volumes are directories whose changes are discarded. Directories made for
 	// them where the image has none are not.
@@ -156,6 +164,8 @@ type bundle struct {
 	undo  []func(context.Context) error // last first
 	spec  *container
 	owned bool // dir is ours to remove
+
+	inMemory bool // there is a directory in memory
 }
 
 // close undoes stage. The directory is removed only when nothing is mounted in
@@ -190,7 +200,7 @@ func (r *Runner) stage(ctx context.Context, p *Process) (*bundle, error) {
 		s.undo = append(s.undo, func(context.Context) error { r.network.release(ep); return nil })
 	}
 
-	rootfs, err := s.mountRoot(p)
+	rootfs, mounts, err := s.mountRoot(ctx, p)
 	if err != nil {
 		return s, err
 	}
@@ -214,7 +224,10 @@ func (r *Runner) stage(ctx context.Context, p *Process) (*bundle, error) {
 	if err := s.mountVolumes(p); err != nil {
 		return s, err
 	}
-	env := newEnvironment(p.Env, p.Hostname, c.user.Home)
+	if err := s.prepareMounts(ctx, mounts); err != nil {
+		return s, err
+	}
+	env := newEnvironment(slices.Concat(p.Env, p.SecretEnv), p.Hostname, c.user.Home)
 	if r.opts.BuildCA != "" {
 		binds, err := stageCA(s.dir, r.opts.BuildCA, rootfs)
 		if err != nil {
@@ -259,19 +272,37 @@ func (s *bundle) finish(ep *endpoint) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(s.dir, "config.json"), config, 0o600)
+	return s.writeConfig(config)
 }
 
-// mountRoot mounts the root file system of p and returns where.
-func (s *bundle) mountRoot(p *Process) (string, error) {
+// writeConfig writes the configuration where the runtime reads it, and to
+// memory if there is a secret in it.
+func (s *bundle) writeConfig(config []byte) error {
+	at := filepath.Join(s.dir, "config.json")
+	if len(s.spec.process.SecretEnv) == 0 {
+		return os.WriteFile(at, config, 0o600)
+	}
+	dir, err := s.memory()
+	if err != nil {
+		return err
+	}
+	if err := os.Symlink("memory/config.json", at); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600)
+}
+
+// mountRoot mounts the root file system of p and returns where, and the places
+// of the mounts in it.
+func (s *bundle) mountRoot(ctx context.Context, p *Process) (string, []point, error) {
 	initDir, rootfs := filepath.Join(s.dir, "init"), filepath.Join(s.dir, "rootfs")
 	for _, dir := range []string{initDir, rootfs} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
-			return "", err
+			return "", nil, err
 		}
 	}
 	if err := makeInit(initDir, p.Lowers); err != nil {
-		return "", fmt.Errorf("make init layer: %w", err)
+		return "", nil, fmt.Errorf("make init layer: %w", err)
 	}
 	o := &overlay{
 		lowers:   append(stack{initDir}, p.Lowers...),
@@ -280,10 +311,40 @@ func (s *bundle) mountRoot(p *Process) (string, error) {
 		volatile: p.Volatile,
 	}
 	if err := o.mount(rootfs); err != nil {
-		return "", err
+		return "", nil, err
 	}
-	s.mounted(o, rootfs)
-	return rootfs, nil
+	list, err := s.addStubs(ctx, o, rootfs, p)
+	if err == nil || !errors.Is(err, errNotMounted) {
+		s.mounted(o, rootfs)
+	}
+	return rootfs, list, err
+}
+
+// errNotMounted is wrapped when a root file system could not be mounted again.
+var errNotMounted = errors.New("not mounted")
+
+// addStubs finds the places of the mounts in rootfs and makes those that it
+// lacks. What is below a mounted overlay must not change, so it is mounted anew.
+func (s *bundle) addStubs(ctx context.Context, o *overlay, rootfs string, p *Process) ([]point, error) {
+	if len(p.Mounts) == 0 {
+		return nil, nil
+	}
+	list, err := points(rootfs, p)
+	if err != nil {
+		return nil, err
+	}
+	stubs := filepath.Join(s.dir, "stubs")
+	if made, err := makeStubs(stubs, rootfs, list); err != nil || !made {
+		return list, err
+	}
+	if err := o.unmount(ctx, rootfs); err != nil {
+		return nil, err
+	}
+	o.lowers = append(stack{stubs}, o.lowers...)
+	if err := o.mount(rootfs); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNotMounted, err)
+	}
+	return list, nil
 }
 
 func (s *bundle) mounted(o *overlay, target string) {

@@ -1,7 +1,10 @@
 package sandbox
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/moby/sys/user"
@@ -46,6 +49,7 @@ type container struct {
 	seccomp  bool
 	binds    []bind
 	volumes  []volume
+	mounted  []specs.Mount // what the process asks for
 }
 
 // spec returns the OCI configuration, which follows Docker's.
@@ -139,6 +143,12 @@ func (c *container) mounts() []specs.Mount {
 	for _, v := range c.volumes {
 		list = append(list, specs.Mount{Destination: v.target, Type: "bind", Source: v.source, Options: []string{"rbind", "rprivate"}})
 	}
+	list = append(list, c.mounted...)
+	// Outer ones first.
+	own := list[len(list)-len(c.volumes)-len(c.mounted):]
+	slices.SortStableFunc(own, func(a, b specs.Mount) int {
+		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
+	})
 	return list
 }
 

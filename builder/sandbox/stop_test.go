@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -137,7 +138,12 @@ func victim(root string) {
 		Work:    filepath.Join(root, "work"),
 		Args:    []string{"/bin/sh", "-c", strings.ReplaceAll(stubborn, "1000", "4321")},
 		Volumes: []string{"/data"},
-		Stdout:  os.Stdout,
+		Mounts: []sandbox.Mount{
+			{Target: "/new/secret", Data: []byte("x")},
+			{Target: "/new/data", Source: filepath.Join(root, "lower/data"), Discard: true},
+			{Target: "/new/agent", Dial: func(context.Context) (io.ReadWriteCloser, error) { return nil, io.EOF }},
+		},
+		Stdout: os.Stdout,
 	})
 	panic(err)
 }

@@ -69,39 +69,40 @@ func makeVolume(dir, rootfs, target string) (volume, error) {
 	if err != nil {
 		return volume{}, &StartError{Message: fmt.Sprintf("cannot mount volume at %s: %v", target, err)}
 	}
-	f, err := os.OpenFile(image, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	v.overlay, _, err = mountThrowaway(dir, image)
 	if errors.Is(err, os.ErrNotExist) {
 		return v, nil
 	}
-	if err != nil {
-		return volume{}, err
-	}
-	defer f.Close()
-
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return volume{}, &os.PathError{Op: "stat", Path: image, Err: err}
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	if errors.Is(err, unix.ENOTDIR) {
 		return volume{}, &StartError{Message: "cannot mount volume over existing file, file exists " + target}
 	}
+	return v, err
+}
 
-	// The image chose the name of its directory: hand the kernel one that it
-	// cannot read anything into.
-	v.overlay = &overlay{
-		lowers: stack{fmt.Sprintf("/proc/self/fd/%d", f.Fd())},
-		upper:  filepath.Join(dir, "upper"),
-		work:   filepath.Join(dir, "work"),
-		// Thrown away in any case.
+// mountThrowaway mounts an overlay over a directory, whose changes go to dir and
+// are thrown away with it. It returns the overlay and where it is mounted.
+func mountThrowaway(dir, lower string) (*overlay, string, error) {
+	f, err := os.OpenFile(lower, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, "", err
+	}
+	defer f.Close()
+	o := &overlay{
+		// Somebody else chose the name of the directory: hand the kernel one
+		// that it cannot read anything into.
+		lowers:   stack{fmt.Sprintf("/proc/self/fd/%d", f.Fd())},
+		upper:    filepath.Join(dir, "upper"),
+		work:     filepath.Join(dir, "work"),
 		volatile: true,
 	}
-	for _, d := range []string{v.overlay.upper, v.overlay.work} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return volume{}, err
+	target := filepath.Join(dir, "merged")
+	for _, d := range []string{o.upper, o.work, target} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, "", err
 		}
 	}
-	if err := copyAttributes(v.overlay.upper, image); err != nil {
-		return volume{}, err
+	if err := copyAttributes(o.upper, lower); err != nil {
+		return nil, "", err
 	}
-	return v, v.overlay.mount(v.source)
+	return o, target, o.mount(target)
 }
