@@ -105,6 +105,8 @@ func (id recordID) String() string {
 		return "layer " + id.key
 	case snapshotKind:
 		return "snapshot " + id.key
+	case trailKind:
+		return "explanation " + id.key[:12]
 	default:
 		return fmt.Sprintf("context pack %d", binary.BigEndian.Uint64([]byte(id.key)))
 	}

@@ -28,7 +28,7 @@ type item struct {
 // items without an app, last used never.
 func (c *Cache) inventory(tx *bolt.Tx) ([]*item, error) {
 	v := inventory{c: c, tx: tx, byID: make(map[recordID]*item)}
-	for _, k := range []kind{stepKind, layerKind, snapshotKind, packKind} {
+	for _, k := range []kind{stepKind, layerKind, snapshotKind, packKind, trailKind} {
 		if err := v.read(k); err != nil {
 			return nil, err
 		}
@@ -99,6 +99,15 @@ func (v *inventory) describe(it *item, b *bolt.Bucket, key []byte, size int64) {
 		rec, _ := getRecord[packRecord](b, key)
 		it.bytes, it.count, it.apps = rec.Size, int64(rec.Count), withApp(nil, rec.App)
 		it.resources = []resource{c.blobResource(rec.Digest)}
+	case trailKind:
+		rec, _ := getRecord[Trail](b, key)
+		it.bytes, it.apps = size+rec.FilesSize, withApp(nil, rec.App)
+		if rec.Files != "" {
+			it.resources = []resource{c.blobResource(rec.Files)}
+		}
+		if it.used.IsZero() {
+			it.used = rec.Time
+		}
 	}
 }
 

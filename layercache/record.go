@@ -26,6 +26,7 @@ import (
 //	        ├── members    key → place in a layer's blob
 //	        ├── membersof  digest of a blob → keys of the members in it
 //	        ├── builds     app → Build
+//	        ├── trails     app and recipe → Trail
 //	        └── used       kind and key → time of last use
 //
 // A record is a checksum and JSON. One that does not read back is dropped.
@@ -42,6 +43,7 @@ var (
 	membersBucket   = []byte("members")
 	membersOfBucket = []byte("membersof")
 	buildsBucket    = []byte("builds")
+	trailsBucket    = []byte("trails")
 	usedBucket      = []byte("used")
 )
 
@@ -150,6 +152,7 @@ const (
 	layerKind    kind = 'l'
 	snapshotKind kind = 'n'
 	packKind     kind = 'p'
+	trailKind    kind = 't'
 )
 
 func (k kind) bucket() []byte {
@@ -160,6 +163,8 @@ func (k kind) bucket() []byte {
 		return layersBucket
 	case snapshotKind:
 		return snapshotsBucket
+	case trailKind:
+		return trailsBucket
 	default:
 		return packsBucket
 	}
