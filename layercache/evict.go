@@ -115,9 +115,11 @@ func (s *Store) makeRoom(ctx context.Context) error {
 	return nil
 }
 
-// notExplaining keeps the steps of last builds: they are small, and tell why
-// the next build misses.
-func notExplaining(it *item) bool { return !it.pinned || it.id.kind != stepKind }
+// notExplaining keeps the steps of last builds, and their trails: they are
+// small, and tell why the next build misses.
+func notExplaining(it *item) bool {
+	return (!it.pinned || it.id.kind != stepKind) && !it.explains()
+}
 
 // A choice says which records may go.
 type choice struct {

@@ -108,6 +108,8 @@ func (id recordID) String() string {
 	case mountKind:
 		_, name := mountParts(id.key)
 		return "cache mount " + name
+	case trailKind:
+		return "explanation " + id.key[:12]
 	default:
 		return fmt.Sprintf("context pack %d", binary.BigEndian.Uint64([]byte(id.key)))
 	}

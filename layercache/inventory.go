@@ -28,7 +28,7 @@ type item struct {
 // items without an app, last used never.
 func (c *Cache) inventory(tx *bolt.Tx) ([]*item, error) {
 	v := inventory{c: c, tx: tx, byID: make(map[recordID]*item)}
-	for _, k := range []kind{stepKind, layerKind, snapshotKind, packKind, mountKind} {
+	for _, k := range []kind{stepKind, layerKind, snapshotKind, packKind, mountKind, trailKind} {
 		if err := v.read(k); err != nil {
 			return nil, err
 		}
@@ -105,6 +105,15 @@ func (v *inventory) describe(it *item, b *bolt.Bucket, key []byte, size int64) {
 		it.resources = []resource{c.mountResource(string(key))}
 		if it.used.IsZero() {
 			it.used = rec.Created
+		}
+	case trailKind:
+		rec, _ := getRecord[Trail](b, key)
+		it.bytes, it.apps = size+rec.FilesSize, withApp(nil, rec.App)
+		if rec.Files != "" {
+			it.resources = []resource{c.blobResource(rec.Files)}
+		}
+		if it.used.IsZero() {
+			it.used = rec.Time
 		}
 	}
 }

@@ -27,6 +27,7 @@ import (
 //	        ├── membersof  digest of a blob → keys of the members in it
 //	        ├── mounts     digest, directory and id → mountRecord
 //	        ├── builds     app → Build
+//	        ├── trails     app and recipe → Trail
 //	        └── used       kind and key → time of last use
 //
 // A record is a checksum and JSON. One that does not read back is dropped.
@@ -44,6 +45,7 @@ var (
 	membersOfBucket = []byte("membersof")
 	mountsBucket    = []byte("mounts")
 	buildsBucket    = []byte("builds")
+	trailsBucket    = []byte("trails")
 	usedBucket      = []byte("used")
 )
 
@@ -153,6 +155,7 @@ const (
 	snapshotKind kind = 'n'
 	packKind     kind = 'p'
 	mountKind    kind = 'm'
+	trailKind    kind = 't'
 )
 
 func (k kind) bucket() []byte {
@@ -165,6 +168,8 @@ func (k kind) bucket() []byte {
 		return snapshotsBucket
 	case mountKind:
 		return mountsBucket
+	case trailKind:
+		return trailsBucket
 	default:
 		return packsBucket
 	}

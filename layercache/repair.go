@@ -19,7 +19,7 @@ type damage struct {
 	what   string
 }
 
-func (d *damage) Error() string { return "damaged: " + d.what }
+func (d *damage) Error() string { return damagedPrefix + d.what }
 
 // repair removes what is damaged and returns ErrNotFound, or why it could not.
 // The caller must not have sweep.
@@ -63,7 +63,7 @@ func (s *Store) purgeLocked(ctx context.Context, c *Cache, d digest.Digest, why 
 			return nil, err
 		}
 	}
-	ev := &Eviction{Time: time.Now(), Org: c.org, What: "blob " + d.String(), Reason: "damaged: " + why}
+	ev := &Eviction{Time: time.Now(), Org: c.org, What: "blob " + d.String(), Reason: damagedPrefix + why}
 	if st, err := os.Stat(s.blobPath(d)); err == nil {
 		ev.Bytes = st.Size()
 	}
@@ -83,7 +83,7 @@ func (s *Store) purgeLocked(ctx context.Context, c *Cache, d digest.Digest, why 
 // dropRecord removes one record and what goes with it, unless somebody has made
 // it whole again.
 func (s *Store) dropRecord(ctx context.Context, c *Cache, id recordID, why string) error {
-	ev := Eviction{Time: time.Now(), Org: c.org, What: id.String(), Reason: "damaged: " + why}
+	ev := Eviction{Time: time.Now(), Org: c.org, What: id.String(), Reason: damagedPrefix + why}
 	var dropped bool
 	err := s.write.do(func(tx *bolt.Tx) error {
 		dropped = c.broken(ctx, tx, id)

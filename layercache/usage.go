@@ -50,7 +50,7 @@ func (s *Store) Usage(ctx context.Context, org, app string) (Usage, error) {
 	}
 	sum := newSums()
 	for _, it := range items {
-		if app == "" || slices.Contains(it.apps, app) {
+		if it.id.kind != trailKind && (app == "" || slices.Contains(it.apps, app)) {
 			sum.add(it, app)
 		}
 	}
@@ -189,7 +189,7 @@ func (s *Store) prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	}
 	limit := time.Now().Add(-opts.OlderThan)
 	ch.allowed = func(it *item) bool {
-		return opts.of(it) && (opts.All || it.used.Before(limit))
+		return opts.of(it) && (opts.All || it.used.Before(limit)) && !it.explains()
 	}
 	if opts.KeepBytes > 0 {
 		items, err := s.items(opts.Org, func(*bolt.Tx) {})
