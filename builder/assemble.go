@@ -23,8 +23,9 @@ type pushedImage struct {
 func (p *pushedImage) digest() digest.Digest { return p.manifests[len(p.manifests)-1].Digest }
 
 // assemble writes the image's config and manifest, unless it brought its own.
-// Equal images give equal bytes.
-func assemble(ctx context.Context, c *layercache.Cache, img *Image) (*pushedImage, error) {
+// Equal images give equal bytes. With inline, its config holds the steps that
+// made it.
+func assemble(ctx context.Context, c *layercache.Cache, img *Image, inline bool) (*pushedImage, error) {
 	if len(img.Manifests) > 0 {
 		return &pushedImage{manifests: img.Manifests, blobs: img.Blobs}, nil
 	}
@@ -42,6 +43,11 @@ func assemble(ctx context.Context, c *layercache.Cache, img *Image) (*pushedImag
 	raw, err := json.Marshal(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("image config: %w", err)
+	}
+	if inline {
+		if raw, err = withSteps(raw, img); err != nil {
+			return nil, fmt.Errorf("image config: %w", err)
+		}
 	}
 	d, err := c.PutBytes(ctx, raw)
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/slipwayhq/slipway/buildctx"
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/builder/stepcache"
 	"github.com/slipwayhq/slipway/layercache"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/pushd"
@@ -108,11 +109,26 @@ type Image struct {
 	Steps  int
 	Cached int
 
+	// Portable are the steps for caches elsewhere, in the order of the
+	// Dockerfile; may be empty.
+	Portable []CachedStep
+
 	// Manifests, if there are any, are pushed as they are and in this order,
 	// the last one under the tag. Otherwise one is made of Config and Layers.
 	Manifests []Manifest
 	Blobs     []pushd.Blob // that manifests name beside layers, such as configs
 }
+
+// A CachedStep is a step as a cache elsewhere keeps it.
+type CachedStep struct {
+	stepcache.Step
+	InImage bool     // it is one of the image's own stages
+	From    []string // repositories that may have its blob, as "host/path"
+	Open    Open     // of a blob that the cache may lack; else nil
+}
+
+// Open returns the bytes of a blob from off on, unverified.
+type Open func(ctx context.Context, d ocispec.Descriptor, off int64) (io.ReadCloser, error)
 
 // A Manifest is a manifest that exists, byte for byte.
 type Manifest struct {

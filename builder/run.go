@@ -32,6 +32,7 @@ type run struct {
 
 	mu      sync.Mutex
 	sinks   []*sink
+	exports []*export
 	image   *Image
 	pushed  *pushedImage
 	current string // phase, for errors
@@ -72,6 +73,7 @@ func (r *run) run(ctx context.Context) error {
 		return err
 	}
 	r.mark(ctx, cache)
+	r.export(ctx)
 	return nil
 }
 
@@ -118,6 +120,9 @@ func (r *run) job(cache *layercache.Cache) (*Job, error) {
 	platform, err := r.platform()
 	if err != nil {
 		return nil, failure.Userf(failure.InvalidArgument, "give --platform as os/arch, like linux/amd64", "%v", err)
+	}
+	if err := r.checkCaches(); err != nil {
+		return nil, err
 	}
 	zip, err := compression(r.req.Compression, r.b.opts.Compression)
 	if err != nil {
@@ -168,10 +173,16 @@ func (r *run) preflight(ctx context.Context, job *Job) (Plan, error) {
 	if err := r.openSinks(ctx); err != nil {
 		return nil, failure.At(err, failure.Preflight, 0)
 	}
+	if err := r.openExports(ctx); err != nil {
+		return nil, failure.At(err, failure.Preflight, 0)
+	}
 	var plan Plan
 	g, gctx := errgroup.WithContext(ctx)
 	for _, s := range r.sinks {
 		g.Go(func() error { return failure.At(s.probe(gctx), failure.Preflight, 0) })
+	}
+	for _, e := range r.exports {
+		g.Go(func() error { return r.probeExport(gctx, e) })
 	}
 	g.Go(func() (err error) {
 		plan, err = pipeline.Plan(gctx, job)
@@ -222,7 +233,7 @@ func (r *run) buildAndPush(ctx context.Context, plan Plan) error {
 func (r *run) push(ctx context.Context, image *Image) error {
 	r.current = failure.Push
 	defer r.phase(slipwayv1.PhaseName_PHASE_NAME_PUSH, &r.timings.Push)()
-	made, err := assemble(ctx, r.b.opts.Cache.Org(r.req.Org), image)
+	made, err := assemble(ctx, r.b.opts.Cache.Org(r.req.Org), image, r.inline())
 	if err != nil {
 		return err
 	}

@@ -178,18 +178,9 @@ func checkDigest(d digest.Digest) error {
 
 // config reads the image's config and checks it against the manifest.
 func (i *Image) config(ctx context.Context) error {
-	d := i.Manifest.Config
-	r, err := i.source.blob(ctx, d)
+	raw, err := i.readConfig(ctx)
 	if err != nil {
 		return err
-	}
-	defer r.Close()
-	raw, err := io.ReadAll(io.LimitReader(r, maxJSON))
-	if err != nil {
-		return fmt.Errorf("config of %s: %w", i.Digest, classify(ctx, err))
-	}
-	if digest.FromBytes(raw) != d.Digest {
-		return fmt.Errorf("%w: config %s has other content", ErrInvalid, d.Digest)
 	}
 	i.RawConfig = raw
 	if err := decode(raw, &i.Config); err != nil {
@@ -204,6 +195,23 @@ func (i *Image) config(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (i *Image) readConfig(ctx context.Context) ([]byte, error) {
+	d := i.Manifest.Config
+	r, err := i.source.blob(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	raw, err := io.ReadAll(io.LimitReader(r, maxJSON))
+	if err != nil {
+		return nil, fmt.Errorf("config of %s: %w", i.Digest, classify(ctx, err))
+	}
+	if digest.FromBytes(raw) != d.Digest {
+		return nil, fmt.Errorf("%w: config %s has other content", ErrInvalid, d.Digest)
+	}
+	return raw, nil
 }
 
 func decode(raw []byte, into any) error {

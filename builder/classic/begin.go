@@ -4,12 +4,10 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/failure"
@@ -58,7 +56,7 @@ func (s *stage) fromStage(ctx, steps context.Context, st *step, done *slipwayv1.
 	s.build.passes.Go(func() {
 		defer close(n.made)
 		if n.err = below.wait(ctx); n.err == nil {
-			n.rootfs, n.peak = below.rootfs, below.peak
+			n.rootfs, n.peak = below.size()
 			n.err = n.identify()
 		}
 	})
@@ -145,16 +143,9 @@ func (s *stage) offerAll(ctx context.Context, layers []*layer.Layer) error {
 // pull brings an image's layers into the cache; offer, if not nil, gets them as
 // they come.
 func (b *build) pull(ctx context.Context, img *base.Image, st *step, offer func(*layer.Pending)) ([]*layer.Layer, error) {
-	var mu sync.Mutex
 	layers, err := b.opts.Bases.Pull(ctx, b.job.Cache, img, base.PullOptions{
 		App: b.job.App, Max: b.job.MaxSize, Origin: st.source, Line: st.line, Unpack: b.runsOn(img), Offer: offer,
-		Progress: func(d digest.Digest, n, total int64, done bool) {
-			mu.Lock()
-			defer mu.Unlock()
-			b.job.Session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Pull{Pull: &slipwayv1.PullProgress{
-				Ref: img.Ref, Digest: d.String(), Bytes: uint64(n), Total: uint64(total), Done: done,
-			}}})
-		},
+		Progress: b.pulling(img.Ref),
 	})
 	return layers, baseFailure(img.Ref, err)
 }

@@ -47,6 +47,7 @@ type change struct {
 // extra is what a record keeps beside the cache's own fields.
 type extra struct {
 	CreatedBy string
+	Content   layercache.Key `json:",omitzero"` // further key, of what is copied
 }
 
 // fixed is the key of a change that depends on nothing to come.
@@ -80,6 +81,9 @@ func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *sli
 	if !s.busted {
 		s.bust(steps, st)
 	}
+	if err := s.node.ground(steps); err != nil {
+		return err
+	}
 	if c.fill != nil {
 		n.fill = func(ctx context.Context, snap *layercache.Snapshot) error { return c.fill(ctx, n, snap) }
 	}
@@ -102,7 +106,7 @@ func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *sli
 // retract tells that a step failed after all: it had been reported as done
 // when its layer was still in the making.
 func (s *stage) retract(n *node) {
-	if n.parent.err != nil || errors.Is(n.err, context.Canceled) {
+	if n.parent.err != nil || errors.Is(n.err, context.Canceled) || isLost(n.err) {
 		return // not this step's fault
 	}
 	s.build.job.Session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepDone{StepDone: &slipwayv1.StepDone{
@@ -120,12 +124,16 @@ func (s *stage) lookup(ctx context.Context, n *node, c *change) (bool, error) {
 	}
 	rec, err := s.find(ctx, n, c)
 	if missing(err) {
-		return false, nil
+		return s.borrow(ctx, n, c)
 	}
 	if err != nil {
 		return false, err
 	}
-	return s.restore(ctx, n, rec)
+	hit, err := s.restore(ctx, n, rec)
+	if err != nil || hit {
+		return hit, err
+	}
+	return s.borrow(ctx, n, c)
 }
 
 // find asks for the step by its key, then by what it would copy.
@@ -141,10 +149,14 @@ func (s *stage) find(ctx context.Context, n *node, c *change) (layercache.Step, 
 	if !missing(err) || c.also == nil {
 		return rec, err
 	}
+	if l, _ := s.build.lent(key); l != nil {
+		return rec, err // without a look at what it would copy
+	}
 	if parts, err = c.also(ctx); err != nil {
 		return rec, err
 	}
-	if rec, err = cache.Step(ctx, keyAt(n.parent.id, parts)); err == nil {
+	n.also = keyAt(n.parent.id, parts)
+	if rec, err = cache.Step(ctx, n.also); err == nil {
 		err = cache.PutStep(ctx, key, rec)
 	}
 	return rec, err
@@ -169,7 +181,9 @@ func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool
 			return false, err
 		}
 		n.layer = l
+		s.ledger = nil // it stands below this one
 	}
+	n.also = x.Content
 	n.setSnapshot(rec.Snapshot)
 	n.created, n.createdBy, n.cached = rec.Created, x.CreatedBy, true
 	n.rootfs, n.peak = rec.RootFS, rec.Peak
@@ -199,7 +213,7 @@ func (s *stage) pass(ctx context.Context, n *node, c *change) error {
 	if err := n.parent.wait(ctx); err != nil {
 		return err
 	}
-	n.rootfs, n.peak = n.parent.rootfs, n.parent.peak
+	n.rootfs, n.peak = n.parent.size()
 	if c.write != nil {
 		if err := s.makeLayer(ctx, n, c); err != nil {
 			return err
@@ -230,8 +244,9 @@ func (s *stage) makeLayer(ctx context.Context, n *node, c *change) error {
 	if err != nil {
 		return err
 	}
-	added := ledger.Total() - n.parent.rootfs
-	n.rootfs, n.peak = ledger.Total(), max(n.parent.peak, ledger.Peak())
+	below, peak := n.parent.size()
+	added := ledger.Total() - below
+	n.rootfs, n.peak = ledger.Total(), max(peak, ledger.Peak())
 	if l == nil {
 		return nil
 	}
@@ -258,11 +273,18 @@ func (s *stage) tell(n *node, added int64) {
 
 // record stores the step under each of its keys.
 func (s *stage) record(ctx context.Context, n *node, c *change) error {
-	x, err := json.Marshal(extra{CreatedBy: n.createdBy})
+	parts, err := c.key(ctx)
 	if err != nil {
 		return err
 	}
-	parts, err := c.key(ctx)
+	var also []layercache.Part
+	if c.also != nil {
+		if also, err = c.also(ctx); err != nil {
+			return err
+		}
+		n.also = keyAt(n.parent.id, also)
+	}
+	x, err := json.Marshal(extra{CreatedBy: n.createdBy, Content: n.also})
 	if err != nil {
 		return err
 	}
@@ -278,17 +300,14 @@ func (s *stage) record(ctx context.Context, n *node, c *change) error {
 	if err := cache.PutStep(ctx, n.key, rec); err != nil {
 		return err
 	}
-	if err := s.lend(ctx, rec, c); err != nil || c.also == nil {
+	if err := s.keepAlone(ctx, rec, c); err != nil || c.also == nil {
 		return err
 	}
-	if parts, err = c.also(ctx); err != nil {
+	rec.Parts = also
+	if err := s.keepAlone(ctx, rec, c); err != nil {
 		return err
 	}
-	rec.Parts = parts
-	if err := s.lend(ctx, rec, c); err != nil {
-		return err
-	}
-	return cache.PutStep(ctx, keyAt(n.parent.id, parts), rec)
+	return cache.PutStep(ctx, n.also, rec)
 }
 
 // ledgerOf returns the stage's ledger, which stands where parent does.

@@ -46,8 +46,8 @@ func aloneKey(parts, alone []layercache.Part) layercache.Key {
 	return layercache.NewKey(slices.Concat([]layercache.Part{{Name: "linked", Value: "v1"}}, parts, alone)...)
 }
 
-// lend stores the step for other images than the one it was made over.
-func (s *stage) lend(ctx context.Context, rec layercache.Step, c *change) error {
+// keepAlone stores the step for other images than the one it was made over.
+func (s *stage) keepAlone(ctx context.Context, rec layercache.Step, c *change) error {
 	if c.alone == nil {
 		return nil
 	}
@@ -61,7 +61,7 @@ func (s *stage) adopt(ctx context.Context, n *node, c *change) (bool, error) {
 	if c.alone == nil || s.build.job.NoCache || s.isUncached() {
 		return false, nil
 	}
-	rec, err := s.lent(ctx, c)
+	rec, err := s.findAlone(ctx, c)
 	var x extra
 	if err == nil && json.Unmarshal(rec.Extra, &x) != nil {
 		return false, nil
@@ -97,8 +97,8 @@ func (s *stage) isUncached() bool {
 	})
 }
 
-// lent finds what lend stored.
-func (s *stage) lent(ctx context.Context, c *change) (layercache.Step, error) {
+// findAlone finds what keepAlone stored.
+func (s *stage) findAlone(ctx context.Context, c *change) (layercache.Step, error) {
 	cache := s.build.job.Cache
 	parts, err := c.key(ctx)
 	if err != nil {
@@ -120,6 +120,9 @@ func (s *stage) stack(ctx context.Context, n *node, c *change, rec layercache.St
 	if err := n.parent.wait(ctx); err != nil {
 		return err
 	}
+	if err := n.parent.ground(ctx); err != nil {
+		return err
+	}
 	// Steps that are hits keep no ledger, and those after them start their own.
 	var ledger *limits.Ledger
 	var err error
@@ -134,7 +137,8 @@ func (s *stage) stack(ctx context.Context, n *node, c *change, rec layercache.St
 	if err != nil {
 		return err
 	}
-	n.layer, n.rootfs, n.peak = l, ledger.Total(), max(n.parent.peak, ledger.Peak())
+	_, peak := n.parent.size()
+	n.layer, n.rootfs, n.peak = l, ledger.Total(), max(peak, ledger.Peak())
 	if err := n.identify(); err != nil {
 		return err
 	}

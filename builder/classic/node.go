@@ -35,6 +35,8 @@ type node struct {
 	layer     *layer.Layer // nil if the step has none
 	id        digest.Digest
 	key       layercache.Key // of a step
+	also      layercache.Key // of what a step copies; zero if it is not known
+	claim     *claim         // of a step that a cache elsewhere has; else nil
 	rootfs    int64          // bytes unpacked
 	peak      int64
 	created   time.Time
@@ -77,11 +79,7 @@ func (n *node) layers() []*layer.Layer {
 	if n.parent == nil {
 		return append([]*layer.Layer(nil), n.base...)
 	}
-	all := n.parent.layers()
-	if n.layer != nil {
-		all = append(all, n.layer)
-	}
-	return all
+	return append(n.parent.layers(), n.own()...)
 }
 
 // identify derives the identity of what the node stands for: the tree below,
@@ -143,11 +141,14 @@ func (n *node) rootSnapshot(ctx context.Context) (string, error) {
 	}
 	name := layer.ChainID(n.layers())
 	if !cache.SnapshotExists(ctx, name) {
+		if err := n.ground(ctx); err != nil {
+			return "", err
+		}
 		below, err := n.parent.rootSnapshot(ctx)
 		if err != nil {
 			return "", err
 		}
-		if err := n.stage.build.opts.Unpacker.Apply(ctx, cache, below, name, n.layer); err != nil {
+		if err := n.stage.build.opts.Unpacker.Apply(ctx, cache, below, name, n.own()[0]); err != nil {
 			return "", err
 		}
 	}

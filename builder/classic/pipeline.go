@@ -60,24 +60,37 @@ func New(o Options) *Pipeline {
 // Plan parses the Dockerfile, picks the stages that the target needs and
 // resolves their base images.
 func (p *Pipeline) Plan(ctx context.Context, job *builder.Job) (builder.Plan, error) {
-	file, err := parse(job.GetDockerfile().GetName(), job.GetDockerfile().GetContent())
-	if err != nil {
-		return nil, err
-	}
 	if job.MaxSize == 0 {
 		filled := *job
 		filled.MaxSize = limits.DefaultMax
 		job = &filled
 	}
+	b, err := p.newBuild(ctx, job, func(ctx context.Context, b *build) error { return b.openLenders(ctx) })
+	if err != nil {
+		return nil, err
+	}
+	b.announce()
+	return b, nil
+}
+
+// newBuild does all of Plan but to tell of it; lend, beside, finds the caches
+// that the build may take steps from.
+func (p *Pipeline) newBuild(ctx context.Context, job *builder.Job, lend func(context.Context, *build) error) (*build, error) {
+	file, err := parse(job.GetDockerfile().GetName(), job.GetDockerfile().GetContent())
+	if err != nil {
+		return nil, err
+	}
 	b := &build{Pipeline: p, job: job, file: file, running: make(chan struct{}, p.opts.Parallel)}
 	if err := b.selectStages(); err != nil {
 		return nil, err
 	}
-	if err := b.resolveBases(ctx); err != nil {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.resolveBases(ctx) })
+	g.Go(func() error { return lend(ctx, b) })
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	b.number()
-	b.announce()
 	return b, nil
 }
 
@@ -91,6 +104,7 @@ type build struct {
 	meta    map[string]string // ARGs before the first FROM
 	running chan struct{}     // a slot for each RUN step under way
 
+	lenders  []*lender    // caches elsewhere
 	incoming atomic.Int64 // bytes of base layers that the cache lacks
 
 	group   *errgroup.Group
@@ -129,6 +143,19 @@ func count(n int, what string) string {
 // Build runs the needed stages and returns the target's image. When a step
 // fails, layers of the steps before it are still finished and cached.
 func (b *build) Build(ctx context.Context) (*builder.Image, error) {
+	for {
+		img, err := b.attempt(ctx)
+		if !isLost(err) || context.Cause(ctx) != nil {
+			return img, err
+		}
+		if b, err = b.restart(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// attempt is Build as far as what caches elsewhere have promised is true.
+func (b *build) attempt(ctx context.Context) (*builder.Image, error) {
 	steps, halt := context.WithCancelCause(ctx)
 	defer halt(nil)
 	b.halt = halt

@@ -31,6 +31,7 @@ func (s *stage) image(ctx context.Context) (*builder.Image, error) {
 	for _, st := range s.build.stages {
 		if st.needed {
 			st.countSteps(out)
+			out.Portable = append(out.Portable, st.portable()...)
 		}
 	}
 	return out, nil

@@ -265,7 +265,8 @@ func (p *process) growth(ctx context.Context) (int64, string, error) {
 func (n *node) counted() int64 {
 	for at := n; at != nil; at = at.parent {
 		if at.isMade() {
-			return at.rootfs
+			rootfs, _ := at.size()
+			return rootfs
 		}
 	}
 	return 0

@@ -368,6 +368,9 @@ func (s *stage) step(ctx, steps context.Context, st *step) error {
 	} else {
 		err = s.dispatch(ctx, steps, st, done)
 	}
+	if isLost(err) || isLost(context.Cause(steps)) {
+		return err // the build begins anew
+	}
 	err = failure.At(err, failure.Build, st.line)
 	done.DurationMs = time.Since(begun).Milliseconds()
 	if err != nil {

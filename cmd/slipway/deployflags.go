@@ -27,6 +27,8 @@ type deployFlags struct {
 	labels           []string
 	imageLabel       string
 	noCache          bool
+	cacheFrom        []string
+	cacheTo          []string
 	compression      string
 	forceCompression bool
 	level            int
@@ -57,6 +59,8 @@ func (o *deployFlags) register(cmd *cobra.Command) {
 	f.StringArrayVar(&o.labels, "label", nil, "`NAME=VALUE` to label the image with")
 	f.StringVar(&o.imageLabel, "image-label", "", "`TAG` of the image (default deployment-<ULID>)")
 	f.BoolVar(&o.noCache, "no-cache", false, "run every step, cached or not")
+	f.StringArrayVar(&o.cacheFrom, "cache-from", nil, "take steps from the image or cache `REF` too; repeatable")
+	f.StringArrayVar(&o.cacheTo, "cache-to", nil, "keep the steps with type=inline, or `type=registry,ref=REF[,mode=min|max]`; repeatable")
 	f.StringVar(&o.compression, "compression", "", "`TYPE` of new layers: gzip, zstd, none or auto (default gzip)")
 	f.IntVar(&o.level, "compression-level", 0, "compressor's `LEVEL` (default its own)")
 	f.BoolVar(&o.forceCompression, "force-compression", false, "give layers of the base image, and cached ones, that compression too")
@@ -90,6 +94,7 @@ func (o *deployFlags) start(getenv func(string) string) (*slipwayv1.Start, error
 		App:            cmp.Or(o.app, getenv("SLIPWAY_APP"), getenv("FLY_APP")),
 		Target:         o.target,
 		NoCache:        o.noCache,
+		CacheFrom:      o.cacheFrom,
 		Platform:       o.platform,
 		Tag:            o.imageLabel,
 		Push:           o.push || !o.buildOnly,
@@ -114,6 +119,9 @@ func (o *deployFlags) start(getenv func(string) string) (*slipwayv1.Start, error
 		return nil, err
 	}
 	if s.Labels, err = pairs("--label", o.labels, nil); err != nil {
+		return nil, err
+	}
+	if s.CacheTo, err = cacheTo(o.cacheTo); err != nil {
 		return nil, err
 	}
 	return s, o.compress(s)
