@@ -29,6 +29,7 @@ var arrows = map[string][]string{
 	"registry":         {},
 	"layercache":       {"limits"},
 	"buildctx":         {"proto"},
+	"sshagent":         {"proto"},
 	"fleet/fleettest":  {"fleet"},
 	"pushd/targettest": {"pushd"},
 	"pushd/compress":   {},
@@ -45,11 +46,11 @@ var arrows = map[string][]string{
 	"builder/classic":   {"builder", "buildctx", "layercache", "limits", "proto"},
 	"builder/prebuilt":  {"builder", "buildctx", "layercache", "limits", "proto", "pushd"},
 
-	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits"},
+	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
 	"server/records": {},
 
 	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "tokens"},
-	"cmd/slipway":  {"buildctx", "proto"},
+	"cmd/slipway":  {"buildctx", "proto", "sshagent"},
 	"examples":     {},
 }
 

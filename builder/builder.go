@@ -50,11 +50,13 @@ type Session interface {
 	Credentials(ctx context.Context, host string) (authn.AuthConfig, error)
 
 	// Secret asks the client for a build secret. ok says whether it has one
-	// of this id. The value must stay in memory.
+	// of this id. The value must stay in memory and must not be changed; it
+	// is wiped when the build ends.
 	Secret(ctx context.Context, id string) (value []byte, ok bool, err error)
 
 	// Agent opens a connection to the SSH agent that the client forwards
-	// under the id. The caller closes it; it ends when the client goes.
+	// under the id. It lists keys and signs, and nothing else. The caller
+	// closes it; it ends when the client goes, and when the build ends.
 	Agent(ctx context.Context, id string) (io.ReadWriteCloser, error)
 
 	// Context tells what of the context has travelled so far.

@@ -350,6 +350,15 @@ func frame(f *slipwayv1.ContentFrame) *slipwayv1.BuildRequest {
 	return &slipwayv1.BuildRequest{Message: &slipwayv1.BuildRequest_Content{Content: f}}
 }
 
+// names are n ids.
+func names(n int) []string {
+	var ids []string
+	for i := range n {
+		ids = append(ids, fmt.Sprint("n", i))
+	}
+	return ids
+}
+
 func TestStartsThatAreRefused(t *testing.T) {
 	d := start(t, &script{}, 0)
 	long := strings.Repeat("x", 600<<10)
@@ -357,6 +366,10 @@ func TestStartsThatAreRefused(t *testing.T) {
 		"no app": {}, "upper case": {App: "Shop"}, "path": {App: "a/b"}, "dots": {App: "a..b"}, "long": {App: strings.Repeat("a", 101)},
 		"tag": {App: "shop", Tag: "-x"}, "Dockerfile": {App: "shop", Dockerfile: &slipwayv1.Dockerfile{Content: []byte(long)}},
 		"key": {App: "shop", IdempotencyKey: strings.Repeat("k", 201)}, "args": {App: "shop", BuildArgs: map[string]string{"A": long}},
+		"secret without id": {App: "shop", SecretIds: []string{""}}, "secret twice": {App: "shop", SecretIds: []string{"a", "b", "a"}},
+		"secret with a space": {App: "shop", SecretIds: []string{"a b"}}, "many secrets": {App: "shop", SecretIds: names(101)},
+		"agent twice": {App: "shop", AgentIds: []string{"default", "default"}}, "agent's id": {App: "shop", AgentIds: []string{"=x"}},
+		"many agents": {App: "shop", AgentIds: names(101)}, "agent, detached": {App: "shop", AgentIds: []string{"default"}, Detach: true},
 	} {
 		c := d.open("acme")
 		c.start(s)
@@ -365,11 +378,6 @@ func TestStartsThatAreRefused(t *testing.T) {
 		}
 	}
 	c := d.open("acme")
-	c.start(&slipwayv1.Start{App: "shop", SecretIds: []string{"npm", "pip"}})
-	if _, err := c.stream.Recv(); status.Code(err) != codes.Unimplemented || !strings.Contains(status.Convert(err).Message(), "--build-secret npm, pip is not supported yet") {
-		t.Errorf("secrets that nothing reads: %v", err)
-	}
-	c = d.open("acme")
 	check(t, c.stream.CloseSend())
 	if _, err := c.stream.Recv(); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a call without a start: %v", err)

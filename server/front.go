@@ -1,13 +1,13 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"regexp"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,9 +127,11 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 		return invalid("pass long values in files of the context", "build arguments, labels and Dockerfile have %d bytes, %d are allowed", proto.Size(s), fleet.MaxPayload)
 	case s.Environment != "":
 		return failure.At(failure.Userf(failure.NotSupported, "leave --env out", "this daemon has no environments yet"), failure.Preflight, 0)
-	case len(s.SecretIds) > 0:
-		return failure.At(failure.Userf(failure.NotSupported, "leave --build-secret out: no instruction can read secrets yet",
-			"--build-secret %s is not supported yet", strings.Join(s.SecretIds, ", ")), failure.Preflight, 0)
+	case s.Detach && len(s.AgentIds) > 0:
+		return invalid("leave --detach out, or give the key as a secret", "an SSH agent is asked while the build runs: --ssh does not go with --detach")
+	}
+	if err := cmp.Or(checkNames("--build-secret", s.SecretIds), checkNames("--ssh", s.AgentIds)); err != nil {
+		return failure.At(err, failure.Preflight, 0)
 	}
 	if err := allow(ctx, tokens.ScopeBuildWrite, s.App); err != nil {
 		return err
@@ -249,6 +251,8 @@ func (f *Front) hear(ctx context.Context, s *session, m *slipwayv1.BuildRequest)
 		s.frame(ctx, m.Content)
 	case *slipwayv1.BuildRequest_Answer:
 		s.answer(m.Answer)
+	case *slipwayv1.BuildRequest_Agent:
+		s.agents.Frame(m.Agent)
 	case *slipwayv1.BuildRequest_Cancel:
 		f.stop(context.WithoutCancel(ctx), s.id, errCancelled)
 	case *slipwayv1.BuildRequest_Start:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"io"
 	"sync"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/slipwayhq/slipway/fleet"
 	"github.com/slipwayhq/slipway/layercache"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/sshagent"
 )
 
 // A session is a build's line to its client. The front feeds it what the
@@ -43,6 +43,7 @@ type session struct {
 	asks     map[uint64]chan *slipwayv1.Answer
 	wants    map[uint64]*want
 	known    map[string]*credentials     // by host
+	secrets  map[string]*secret          // by id
 	flights  map[[sha256.Size]byte]*want // by the content on its way
 	landed   uint64                      // wants that have ended
 	fault    error                       // of the context; no more is asked for
@@ -51,6 +52,9 @@ type session struct {
 	since    time.Time     // when waiting became positive
 	spent    time.Duration // with waiting positive, and for the manifest
 	told     bool          // the context phase has been reported as done
+
+	agents  *sshagent.Conns
+	serving sync.WaitGroup // what serves agents
 }
 
 // credentials are what the client said about a registry. They stay in memory:
@@ -63,13 +67,26 @@ type credentials struct {
 
 func newSession(id string, start *slipwayv1.Start, cache *layercache.Cache, log fleet.Log) *session {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	return &session{
+	s := &session{
 		id: id, start: start, cache: cache, log: log, ctx: ctx, cancel: cancel,
 		decoder: buildctx.NewManifestDecoder(nil), manifest: make(chan struct{}), lost: make(chan struct{}),
 		asks: map[uint64]chan *slipwayv1.Answer{}, wants: map[uint64]*want{}, flights: map[[sha256.Size]byte]*want{},
-		known: map[string]*credentials{}, since: time.Now(),
+		known: map[string]*credentials{}, secrets: map[string]*secret{}, since: time.Now(),
 	}
+	s.agents = sshagent.NewConns(func(f *slipwayv1.AgentFrame) error {
+		return s.send(&slipwayv1.BuildResponse{Message: &slipwayv1.BuildResponse_Agent{Agent: f}})
+	}, nil)
+	return s
 }
+
+// end drops what only the build needed of its client.
+func (s *session) end() {
+	s.agents.Close(errEnded)
+	s.serving.Wait()
+	s.forget()
+}
+
+var errEnded = errors.New("the build has ended")
 
 var errClientLost = &failure.Error{
 	Code: failure.ClientLost, Phase: failure.Context, Blame: failure.Net, Retryable: true,
@@ -86,6 +103,7 @@ func (s *session) leave(cause error) {
 	}
 	s.gone = cause
 	close(s.lost)
+	s.agents.Close(cause)
 }
 
 func (s *session) lostCause() error {
@@ -196,21 +214,6 @@ func (s *session) credentials(ctx context.Context, host string) (authn.AuthConfi
 	return authn.AuthConfig{
 		Username: c.GetUsername(), Password: c.GetPassword(), IdentityToken: c.GetIdentityToken(), RegistryToken: c.GetRegistryToken(),
 	}, nil
-}
-
-// Secret implements builder.Session.
-func (s *session) Secret(ctx context.Context, id string) ([]byte, bool, error) {
-	a, err := s.ask(ctx, &slipwayv1.Ask{Question: &slipwayv1.Ask_Secret{Secret: id}})
-	if err != nil {
-		return nil, false, err
-	}
-	_, ok := a.GetAnswer().(*slipwayv1.Answer_Secret)
-	return a.GetSecret(), ok, nil
-}
-
-// Agent implements builder.Session.
-func (s *session) Agent(context.Context, string) (io.ReadWriteCloser, error) {
-	return nil, failure.Userf(failure.NotSupported, "leave --mount=type=ssh out", "SSH agents are not forwarded yet")
 }
 
 // ask puts a question to the client and waits for the answer.

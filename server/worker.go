@@ -160,9 +160,13 @@ func (w *Worker) build(s *session, task *fleet.Task) *slipwayv1.Result {
 	})
 	defer signals.Wait()
 	defer close(done)
+	defer s.end()
 	created := createdAt(task.ID)
 	w.opts.Metrics.begin()
 	defer w.opts.Metrics.end()
+	if err := s.gather(s.ctx); err != nil {
+		return failed(task.ID, task.App, failure.As(err))
+	}
 	res := w.opts.Builder.Build(s.ctx, builder.Request{
 		ID: task.ID, Org: task.Org, Created: created, Queued: max(0, now.Sub(created)), Start: s.start,
 	}, s)

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"testing"
 	"time"
 
@@ -261,33 +260,4 @@ func TestTLS(t *testing.T) {
 	plain := startDaemon(t, nil)
 	c.want(7, "whoami", "--addr", "https://"+plain.addr)
 	c.sees(&c.stderr, "speaks plaintext")
-}
-
-func TestSecretSpecs(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "s")
-	if err := os.WriteFile(file, []byte("from file"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	getenv := func(name string) string { return map[string]string{"TOKEN": "from env"}[name] }
-	s, err := parseSecrets([]string{"a=b=c", "id=f,src=" + file, "id=e,env=TOKEN", "id=TOKEN", "empty="}, getenv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for id, want := range map[string]string{"a": "b=c", "f": "from file", "e": "from env", "TOKEN": "from env", "empty": ""} {
-		if got, err := s[id](); err != nil || string(got) != want {
-			t.Errorf("%s is %q, %v", id, got, err)
-		}
-	}
-	for _, bad := range []string{"", "x", "=v", "id=", "id=x", "id=x,src=/nowhere/at/all", "id=x,mode=1", "type=disk,id=x"} {
-		_, err := parseSecrets([]string{bad}, getenv)
-		if err == nil {
-			t.Errorf("%q was taken", bad)
-		}
-	}
-	if err := os.WriteFile(file, []byte(strings.Repeat("x", maxSecret+1)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s["f"](); err == nil {
-		t.Error("a secret that is too long was read")
-	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/slipwayhq/slipway/buildctx"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/sshagent"
 
 	"github.com/slipwayhq/slipway/cmd/slipway/client"
 	"github.com/slipwayhq/slipway/cmd/slipway/progress"
@@ -52,6 +53,7 @@ type deployment struct {
 
 	warnSize int64
 	secrets  secrets
+	agents   agents
 	start    *slipwayv1.Start
 	recipe   *recipe // nil for a prebuilt image
 	show     progress.Display
@@ -94,7 +96,8 @@ func (d *deployment) deploy(ctx context.Context) (*slipwayv1.Result, error) {
 		defer mine.Close()
 		c, conn = mine, &connection{Options: daemon.Options, tokenFrom: "the local daemon"}
 	}
-	job := client.Job{Start: d.start, Answer: ask.answer, Observer: d.build}
+	job := client.Job{Start: d.start, Answer: ask.answer, Observer: d.build,
+		Agent: func(conn *sshagent.Conn) { d.agents.serve(conn, d.warn) }}
 	var src *source
 	if d.recipe != nil {
 		if src, err = d.open(); err != nil {
@@ -141,6 +144,10 @@ func (d *deployment) check() (err error) {
 		return err
 	}
 	d.start.SecretIds = d.secrets.ids()
+	if d.agents, err = parseSSH(d.flags.ssh, d.p.getenv); err != nil {
+		return err
+	}
+	d.start.AgentIds = d.agents.ids()
 	if d.flags.image != "" {
 		return nil
 	}

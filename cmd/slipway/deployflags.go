@@ -27,8 +27,11 @@ type deployFlags struct {
 	labels           []string
 	imageLabel       string
 	noCache          bool
+	noCacheStages    []string
 	cacheFrom        []string
 	cacheTo          []string
+	ssh              []string
+	plan             bool
 	compression      string
 	forceCompression bool
 	level            int
@@ -54,13 +57,16 @@ func (o *deployFlags) register(cmd *cobra.Command) {
 	f.StringVarP(&o.dockerfile, "dockerfile", "f", "", "`FILE` to build, also outside of DIR; - reads it from standard input")
 	f.StringVar(&o.ignoreFile, "ignorefile", "", "`FILE` with patterns of what to leave out (default <Dockerfile>.dockerignore, .dockerignore)")
 	f.StringArrayVar(&o.buildArgs, "build-arg", nil, "`NAME=VALUE` of an ARG; NAME alone takes the value from the environment")
-	f.StringArrayVar(&o.buildSecrets, "build-secret", nil, "`NAME=VALUE` for RUN --mount=type=secret, or id=NAME,src=FILE, or id=NAME,env=VARIABLE")
+	f.StringArrayVar(&o.buildSecrets, "build-secret", nil, "`NAME=VALUE` for RUN --mount=type=secret, or id=NAME,src=FILE, or id=NAME,env=VARIABLE; repeatable")
+	f.StringArrayVar(&o.ssh, "ssh", nil, "`ID[=SOCKET|KEYFILE,…]` of an SSH agent for RUN --mount=type=ssh; default alone forwards $SSH_AUTH_SOCK; repeatable")
 	f.StringVar(&o.target, "build-target", "", "`STAGE` to build (default the last)")
 	f.StringArrayVar(&o.labels, "label", nil, "`NAME=VALUE` to label the image with")
 	f.StringVar(&o.imageLabel, "image-label", "", "`TAG` of the image (default deployment-<ULID>)")
 	f.BoolVar(&o.noCache, "no-cache", false, "run every step, cached or not")
-	f.StringArrayVar(&o.cacheFrom, "cache-from", nil, "take steps from the image or cache `REF` too; repeatable")
-	f.StringArrayVar(&o.cacheTo, "cache-to", nil, "keep the steps with type=inline, or `type=registry,ref=REF[,mode=min|max]`; repeatable")
+	f.StringSliceVar(&o.noCacheStages, "no-cache-filter", nil, "run every step of `STAGE`, cached or not; repeatable, also with commas")
+	f.StringArrayVar(&o.cacheFrom, "cache-from", nil, "count steps of the image or cache `REF` as cached; repeatable")
+	f.StringArrayVar(&o.cacheTo, "cache-to", nil, "keep the build's steps for --cache-from: `type=inline`, in the image, or type=registry,ref=REF[,mode=min|max]; repeatable")
+	f.BoolVar(&o.plan, "plan", false, "say what the build would do, and build nothing")
 	f.StringVar(&o.compression, "compression", "", "`TYPE` of new layers: gzip, zstd, none or auto (default gzip)")
 	f.IntVar(&o.level, "compression-level", 0, "compressor's `LEVEL` (default its own)")
 	f.BoolVar(&o.forceCompression, "force-compression", false, "give layers of the base image, and cached ones, that compression too")
@@ -94,7 +100,6 @@ func (o *deployFlags) start(getenv func(string) string) (*slipwayv1.Start, error
 		App:            cmp.Or(o.app, getenv("SLIPWAY_APP"), getenv("FLY_APP")),
 		Target:         o.target,
 		NoCache:        o.noCache,
-		CacheFrom:      o.cacheFrom,
 		Platform:       o.platform,
 		Tag:            o.imageLabel,
 		Push:           o.push || !o.buildOnly,
@@ -104,6 +109,7 @@ func (o *deployFlags) start(getenv func(string) string) (*slipwayv1.Start, error
 		Detach:         o.detach,
 		IdempotencyKey: o.idempotencyKey,
 		Image:          o.image,
+		PlanOnly:       o.plan,
 	}
 	if err := o.check(s); err != nil {
 		return nil, err
@@ -119,6 +125,12 @@ func (o *deployFlags) start(getenv func(string) string) (*slipwayv1.Start, error
 		return nil, err
 	}
 	if s.Labels, err = pairs("--label", o.labels, nil); err != nil {
+		return nil, err
+	}
+	if s.NoCacheStages, err = stageNames("--no-cache-filter", o.noCacheStages); err != nil {
+		return nil, err
+	}
+	if s.CacheFrom, err = cacheFrom(o.cacheFrom); err != nil {
 		return nil, err
 	}
 	if s.CacheTo, err = cacheTo(o.cacheTo); err != nil {
@@ -138,6 +150,12 @@ func (o *deployFlags) check(s *slipwayv1.Start) error {
 		return client.UserError("--local-only builds while it runs: --detach does not go with it", "")
 	case o.image != "" && (o.dockerfile != "" || o.buildkit):
 		return client.UserError("--image deploys an image that exists: --dockerfile and --buildkit do not go with it", "")
+	case o.image != "" && len(o.ssh)+len(o.noCacheStages)+len(o.cacheFrom)+len(o.cacheTo) > 0:
+		return client.UserError("--image deploys an image that exists: --ssh, --no-cache-filter, --cache-from and --cache-to do not go with it", "")
+	case o.plan && (o.image != "" || o.detach || o.idempotencyKey != ""):
+		return client.UserError("--plan says what a build would do: --image, --detach and --idempotency-key do not go with it", "")
+	case o.detach && len(o.ssh) > 0:
+		return client.UserError("an SSH agent is asked while the build runs: --ssh does not go with --detach", "Leave --detach out, or give the key as a --build-secret.")
 	case o.image != "" && len(o.labels)+len(o.buildArgs)+len(o.buildSecrets)+len(o.target) > 0:
 		return client.UserError("--image deploys an image that exists: --label, --build-arg, --build-secret and --build-target do not go with it",
 			"Build an image that begins with FROM that one.")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/csv"
 	"fmt"
 	"io"
 	"maps"
@@ -28,20 +29,40 @@ func parseSecrets(specs []string, getenv func(string) string) (secrets, error) {
 		if !ok || name == "" {
 			return nil, client.UserError("--build-secret: want NAME=VALUE or id=NAME,src=FILE", "")
 		}
-		if name != "id" && name != "type" {
-			s[name] = func() ([]byte, error) { return []byte(value), nil }
-			continue
+		read, err := text(name, value)
+		if isDocker(name, spec) {
+			name, read, err = dockerSecret(spec, getenv)
 		}
-		if err := s.docker(spec, getenv); err != nil {
+		if err != nil {
 			return nil, err
 		}
+		if s[name] != nil {
+			return nil, client.UserError(fmt.Sprintf("--build-secret: %s comes twice", name), "Give each secret once.")
+		}
+		s[name] = read
 	}
 	return s, nil
 }
 
-func (s secrets) docker(spec string, getenv func(string) string) error {
-	var id, file, variable string
-	for field := range strings.SplitSeq(spec, ",") {
+// isDocker reports whether a spec whose first key is name is one of fields.
+func isDocker(name, spec string) bool {
+	switch name {
+	case "id", "type":
+		return true
+	case "src", "source", "env":
+		return strings.Contains(spec, ",id=")
+	}
+	return false
+}
+
+// dockerSecret reads a spec of fields, which may be quoted as in CSV.
+func dockerSecret(spec string, getenv func(string) string) (id string, read func() ([]byte, error), err error) {
+	fields, err := csv.NewReader(strings.NewReader(spec)).Read()
+	if err != nil {
+		return "", nil, client.UserError("--build-secret: a quote is out of place", "Quote a whole field: \"src=a,b\".")
+	}
+	var kind, file, variable string
+	for _, field := range fields {
 		key, value, _ := strings.Cut(field, "=")
 		switch key {
 		case "id":
@@ -51,32 +72,73 @@ func (s secrets) docker(spec string, getenv func(string) string) error {
 		case "env":
 			variable = value
 		case "type":
-			if value != "file" && value != "env" {
-				return client.UserError(fmt.Sprintf("--build-secret: type %q is neither file nor env", value), "")
-			}
+			kind = value
 		default:
-			return client.UserError(fmt.Sprintf("--build-secret: field %q is none of id, src, env", key), "")
+			return "", nil, client.UserError(fmt.Sprintf("--build-secret: field %q is none of id, src, env, type", key), "")
 		}
 	}
-	if id == "" {
-		return client.UserError("--build-secret: id is missing", "")
+	switch {
+	case kind != "" && kind != "file" && kind != "env":
+		return "", nil, client.UserError(fmt.Sprintf("--build-secret: type %q is neither file nor env", kind), "")
+	case id == "":
+		return "", nil, client.UserError("--build-secret: id is missing", "")
+	case file != "" && variable != "":
+		return "", nil, client.UserError(fmt.Sprintf("--build-secret: %s has src and env: which one?", id), "Leave one out.")
+	case kind == "file" && variable != "":
+		return "", nil, client.UserError(fmt.Sprintf("--build-secret: %s is of type file and has env", id), "Name the file with src=FILE.")
+	case kind == "env" && file != "":
+		file, variable = "", file // as Docker reads it
 	}
-	if file == "" {
-		if variable == "" {
-			variable = id
+	read, err = origin(id, kind, file, variable, getenv)
+	return id, read, err
+}
+
+// origin finds where a secret comes from. One that names neither file nor
+// variable is the variable of its own name, else the file.
+func origin(id, kind, file, variable string, getenv func(string) string) (func() ([]byte, error), error) {
+	if file == "" && variable == "" {
+		if variable = id; kind == "file" || kind == "" && getenv(id) == "" && isFile(id) {
+			file, variable = id, ""
 		}
-		value := getenv(variable)
-		if value == "" {
-			return client.UserError(fmt.Sprintf("--build-secret: the environment has no %s for the secret %s", variable, id), "Name a file with src=FILE, a variable with env=NAME.")
-		}
-		s[id] = func() ([]byte, error) { return []byte(value), nil }
-		return nil
 	}
-	if _, err := os.Stat(file); err != nil {
-		return client.UserError(fmt.Sprintf("--build-secret: %v", err), "")
+	if file != "" {
+		return fileSecret(file)
 	}
-	s[id] = func() ([]byte, error) { return readSecret(file) }
-	return nil
+	value := getenv(variable)
+	if value == "" {
+		return nil, client.UserError(fmt.Sprintf("--build-secret: the environment has no %s for the secret %s", variable, id),
+			"Name a file with src=FILE, a variable with env=NAME.")
+	}
+	return text(id, value)
+}
+
+func isFile(name string) bool {
+	st, err := os.Stat(name)
+	return err == nil && st.Mode().IsRegular()
+}
+
+func text(id, value string) (func() ([]byte, error), error) {
+	if len(value) > maxSecret {
+		return nil, tooLong(id, int64(len(value)))
+	}
+	return func() ([]byte, error) { return []byte(value), nil }, nil
+}
+
+func tooLong(what string, size int64) error {
+	return client.UserError(fmt.Sprintf("--build-secret: %s has %d bytes, %d are allowed", what, size, maxSecret), "Put large files into the context or an image.")
+}
+
+func fileSecret(file string) (func() ([]byte, error), error) {
+	st, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return nil, client.UserError(fmt.Sprintf("--build-secret: %v", err), "")
+	case st.IsDir():
+		return nil, client.UserError(fmt.Sprintf("--build-secret: %s is a directory", file), "Name a file.")
+	case st.Size() > maxSecret:
+		return nil, tooLong(file, st.Size())
+	}
+	return func() ([]byte, error) { return readSecret(file) }, nil
 }
 
 func readSecret(file string) ([]byte, error) {
@@ -90,7 +152,7 @@ func readSecret(file string) ([]byte, error) {
 		return nil, err
 	}
 	if b.Len() > maxSecret {
-		return nil, fmt.Errorf("%s holds more than %d kB", file, maxSecret>>10)
+		return nil, fmt.Errorf("%s holds more than %d bytes", file, maxSecret)
 	}
 	return b.Bytes(), nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/sshagent"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -40,7 +41,10 @@ type Job struct {
 	Context Context // nil if the build needs none
 	// Answer answers an ask. It may be called concurrently and never fails:
 	// an answer that is not there is None.
-	Answer   func(context.Context, *slipwayv1.Ask) *slipwayv1.Answer
+	Answer func(context.Context, *slipwayv1.Ask) *slipwayv1.Answer
+	// Agent serves a connection to one of the start's SSH agents until the
+	// connection ends. It may be called concurrently. Nil serves none.
+	Agent    func(*sshagent.Conn)
 	Observer Observer
 }
 
@@ -60,7 +64,11 @@ func (c *Client) Build(ctx context.Context, j Job) (*slipwayv1.Result, error) {
 	b := &build{c: c, job: j, obs: &observed{to: j.Observer}, stop: stop, giveUp: giveUp}
 	b.sendCtx, b.stopSending = context.WithCancel(live)
 	b.wants = make(chan struct{}, wantsServed)
+	b.agents = sshagent.NewConns(func(f *slipwayv1.AgentFrame) error {
+		return b.send(&slipwayv1.BuildRequest{Message: &slipwayv1.BuildRequest_Agent{Agent: f}})
+	}, b.forward)
 	defer b.group.Wait()
+	defer b.agents.Close(errOver)
 	defer stop(nil)
 
 	release := context.AfterFunc(ctx, func() { stop(nil) })
@@ -109,6 +117,7 @@ type build struct {
 	sendCtx     context.Context // ends when nothing more is to be sent but Cancel
 	stopSending context.CancelFunc
 	wants       chan struct{} // tickets
+	agents      *sshagent.Conns
 
 	broken atomic.Bool // the stream is gone
 	sendMu sync.Mutex  // a stream takes one message at a time
@@ -153,6 +162,8 @@ func (b *build) receive(ctx, live context.Context) (*slipwayv1.Result, error) {
 			b.serve(m.Want)
 		case *slipwayv1.BuildResponse_Ask:
 			b.group.Go(func() { b.answer(m.Ask) })
+		case *slipwayv1.BuildResponse_Agent:
+			b.agents.Frame(m.Agent)
 		case *slipwayv1.BuildResponse_Event:
 			b.obs.event(m.Event)
 		}
@@ -210,10 +221,23 @@ func (b *build) answer(ask *slipwayv1.Ask) {
 	b.send(&slipwayv1.BuildRequest{Message: &slipwayv1.BuildRequest_Answer{Answer: a}})
 }
 
+var errOver = errors.New("the build needs no agent any more")
+
+// forward serves a connection to an SSH agent.
+func (b *build) forward(conn *sshagent.Conn) {
+	b.group.Go(func() {
+		defer conn.Close()
+		if b.job.Agent != nil {
+			b.job.Agent(conn)
+		}
+	})
+}
+
 // lost is called when the stream ended without a result.
 func (b *build) lost(ctx, live context.Context, err error) (*slipwayv1.Result, error) {
 	b.broken.Store(true)
 	b.stopSending()
+	b.agents.Close(err)
 	if live.Err() != nil {
 		return nil, AsError(context.Cause(live))
 	}

@@ -28,7 +28,7 @@ import (
 //	layer              step, layer: as in the result
 //	push               digest, target, bytes, total, retries, outcome, bytes_per_second
 //	rootfs             bytes, limit
-//	warning            message, hint, line
+//	warning            message, hint, line, rule, url
 //	connection_lost    error
 //	reconnected        from_seq
 //	cancelling
@@ -126,7 +126,8 @@ func fields(ev *slipwayv1.Event) map[string]any {
 	case *slipwayv1.Event_Rootfs:
 		return m{"type": "rootfs", "bytes": e.Rootfs.GetBytes(), "limit": e.Rootfs.GetLimit()}
 	case *slipwayv1.Event_Warning:
-		return m{"type": "warning", "message": e.Warning.GetMessage(), "hint": e.Warning.GetHint(), "line": e.Warning.GetLine()}
+		return m{"type": "warning", "message": e.Warning.GetMessage(), "hint": e.Warning.GetHint(), "line": e.Warning.GetLine(),
+			"rule": e.Warning.GetRule(), "url": e.Warning.GetUrl()}
 	}
 	return nil
 }

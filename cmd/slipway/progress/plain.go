@@ -350,15 +350,26 @@ func short(digest string) string {
 }
 
 func (p *Plain) warn(w *slipwayv1.Warning) {
-	at := ""
-	if w.GetLine() > 0 {
-		at = fmt.Sprintf("%s:%d: ", cmp.Or(p.head.Dockerfile, "Dockerfile"), w.GetLine())
-	}
 	p.header()
-	p.printf("%s %s%s", p.style.yellow("!"), at, clip(w.GetMessage(), 400))
+	p.printf("%s %s", p.style.yellow("!"), warning(w, p.head.Dockerfile))
 	if w.GetHint() != "" {
 		p.printf("  hint: %s", clip(w.GetHint(), 400))
 	}
+}
+
+// warning is a warning's text: where, by which rule, and where to read on.
+func warning(w *slipwayv1.Warning, dockerfile string) string {
+	text := clip(w.GetMessage(), 400)
+	if w.GetRule() != "" {
+		text = w.GetRule() + ": " + text
+	}
+	if w.GetLine() > 0 {
+		text = fmt.Sprintf("%s:%d: %s", cmp.Or(dockerfile, "Dockerfile"), w.GetLine(), text)
+	}
+	if w.GetUrl() != "" {
+		text += " (" + w.GetUrl() + ")"
+	}
+	return text
 }
 
 // tick looks once a second for what has been silent for too long.

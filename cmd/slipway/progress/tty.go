@@ -174,7 +174,7 @@ func (t *TTY) Event(ev *slipwayv1.Event) {
 		t.push(e.Push, now)
 	case *slipwayv1.Event_Warning:
 		t.notes++
-		t.remark("warning: "+e.Warning.GetMessage(), nil)
+		t.remark("warning: "+warning(e.Warning, t.head.Dockerfile), nil)
 	}
 }
 
