@@ -63,7 +63,7 @@ func (b *build) metaArgs() (map[string]string, error) {
 			}
 			v, _, err := lex.ProcessWord(*arg.Value, env)
 			if err != nil {
-				return nil, failure.At(failure.Userf(failure.DockerfileInvalid, "", "ARG %s: %v", arg.Key, err), "", cmd.Location()[0].Start.Line)
+				return nil, failure.At(unexpanded(err), failure.Preflight, cmd.Location()[0].Start.Line)
 			}
 			values[arg.Key] = v
 		}

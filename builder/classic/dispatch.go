@@ -60,7 +60,7 @@ func (s *stage) expand(cmd instructions.Command) error {
 		for _, p := range ex.Ports {
 			words, err := lex.ProcessWords(p, env)
 			if err != nil {
-				return failure.Userf(failure.DockerfileInvalid, "mend the variable", "%v", err)
+				return unexpanded(err)
 			}
 			ports = append(ports, words...)
 		}
@@ -72,7 +72,7 @@ func (s *stage) expand(cmd instructions.Command) error {
 			return nil
 		}
 		if err := ex.Expand(word); err != nil {
-			return failure.Userf(failure.DockerfileInvalid, "mend the variable", "%v", err)
+			return unexpanded(err)
 		}
 	}
 	return nil
