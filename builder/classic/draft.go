@@ -251,8 +251,8 @@ func (d *draft) unpack(ctx context.Context, dirs rootfs.Dirs) error {
 // opaqueMarker is the header that hides what is below the directory.
 func (e *entry) opaqueMarker() *tar.Header {
 	return &tar.Header{
-		Typeflag: tar.TypeReg, Name: strings.TrimPrefix(e.path, "/") + "/.wh..wh..opq", Mode: 0o755,
-		ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
+		Typeflag: tar.TypeReg, Name: strings.TrimPrefix(e.path, "/") + "/.wh..wh..opq", Mode: e.mode & 0o777,
+		Uid: e.uid, Gid: e.gid, ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
 	}
 }
 
