@@ -49,6 +49,15 @@ func (o *outcome) cached() string {
 	return out.String()
 }
 
+// said is all that steps printed, and what the builder said of them.
+func (o *outcome) said() string {
+	var out strings.Builder
+	for _, e := range o.events {
+		out.Write(e.GetStepLog().GetData())
+	}
+	return out.String()
+}
+
 func (o *outcome) warnings() []string {
 	var out []string
 	for _, e := range o.events {
@@ -79,9 +88,12 @@ ONBUILD RUN echo triggered > /t
 MAINTAINER one
 FROM one
 RUN cat /t && test $FROM_TRIGGER = yes`,
-			check: func(t *testing.T, _ *outcome, img *image) {
+			check: func(t *testing.T, o *outcome, img *image) {
 				if len(img.config.Config.OnBuild) > 0 || img.config.Author != "" {
 					t.Errorf("child inherits ONBUILD %q and author %q", img.config.Config.OnBuild, img.config.Author)
+				}
+				if said := o.said(); !strings.Contains(said, "# Executing 2 build triggers\n") {
+					t.Errorf("said %q", said)
 				}
 			},
 		},

@@ -1,9 +1,13 @@
 package classic_test
 
 import (
+	"archive/tar"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -122,6 +126,40 @@ RUN rm /srv/data/keep.txt && rm -r /opt && mkdir -m 750 /opt`,
 				t.Errorf("layers\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tc.layers, "\n"))
 			}
 		})
+	}
+}
+
+// TestCapabilities follows a file with capabilities and setuid through copies.
+func TestCapabilities(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "a.tar"))
+	w.must(err)
+	tw := tar.NewWriter(f)
+	netRaw := "\x01\x00\x00\x02\x00\x20\x00\x00" + strings.Repeat("\x00", 12)
+	w.must(tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "ping", Mode: 0o4755, Uid: 7, Gid: 8, PAXRecords: map[string]string{"SCHILY.xattr.security.capability": netRaw}}))
+	w.must(errors.Join(tw.Close(), f.Close()))
+	img := w.build(t.Context(), request{dir: dir, dockerfile: `FROM fid/base:1 AS a
+ADD --chown=app a.tar /s/
+FROM fid/base:1
+ADD a.tar /added/
+COPY --from=a /s /dir
+COPY --from=a /s/ping /file
+COPY --from=a --chown=app /s /owned
+COPY --from=a --chown=7:8 /s/ping /same`}).pull()
+	for p, want := range map[string]string{
+		"/added/ping": "4755 7:8 cap", "/dir/ping": "4755 7:8 cap", "/file": "4755 7:8", "/owned/ping": "0755 1234:2345", "/same": "0755 7:8",
+	} {
+		n := img.tree[p]
+		got := n.Mode + " " + n.Own
+		if x := n.Xattrs["security.capability"]; x == hex.EncodeToString([]byte(netRaw)) {
+			got += " cap"
+		} else if len(n.Xattrs) > 0 {
+			got += fmt.Sprint(" ", n.Xattrs)
+		}
+		if got != want {
+			t.Errorf("%s is %s, want %s", p, got, want)
+		}
 	}
 }
 
