@@ -159,6 +159,10 @@ func (a *unpacking) run(ctx context.Context, n *node) error {
 }
 
 func (a *unpacking) fill(ctx context.Context, n *node, snap *layercache.Snapshot) error {
+	// Archives have owners of their own, but --chown must make sense.
+	if _, _, err := a.stage.owner(ctx, a.transfer, n); err != nil {
+		return err
+	}
 	lowers := snap.Lowers()
 	t := *a.transfer
 	for _, src := range a.transfer.sources {

@@ -49,6 +49,11 @@ func (u *usedArgs) unused(given map[string]string) []string {
 // metaArgs evaluates the ARGs before the first FROM.
 func (b *build) metaArgs() (map[string]string, error) {
 	values := b.platformArgs()
+	for name := range predefined {
+		if v, ok := b.job.BuildArgs[name]; ok {
+			values[name] = v
+		}
+	}
 	lex := shell.NewLex(b.file.escape)
 	for _, cmd := range b.file.meta {
 		env := shell.EnvsFromSlice(pairs(values)) // a line sees what lines before it set

@@ -259,7 +259,7 @@ func (e *entry) opaqueMarker() *tar.Header {
 func (e *entry) header() *tar.Header {
 	h := &tar.Header{
 		Typeflag: e.typ, Name: strings.TrimPrefix(e.path, "/"), Mode: e.mode, Uid: e.uid, Gid: e.gid,
-		ModTime: time.Unix(e.mtime.Unix(), 0), Format: tar.FormatPAX,
+		ModTime: time.Unix(max(0, e.mtime.Unix()), 0), Format: tar.FormatPAX,
 	}
 	switch e.typ {
 	case tar.TypeDir:

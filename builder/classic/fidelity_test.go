@@ -161,6 +161,10 @@ COPY --from=a --chown=7:8 /s/ping /same`}).pull()
 			t.Errorf("%s is %s, want %s", p, got, want)
 		}
 	}
+	o := w.build(t.Context(), request{dir: dir, dockerfile: "FROM fid/base:1\nADD --chown=ghost a.tar /x"})
+	if o.Error == nil || !strings.Contains(o.Error.Message, "no such user: ghost") {
+		t.Errorf("a --chown that an archive does not need: %v", o.Error)
+	}
 }
 
 // entries shows a layer. Times of the context are 17, of the base 16.

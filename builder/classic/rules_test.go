@@ -34,6 +34,7 @@ func TestParse(t *testing.T) {
 		{name: "what comes after the target", file: "FROM x AS a\nFROM $blank AS b\nFROM y AS a\nCOPY --from=9 / /", target: "a", needed: []string{"a"}, steps: []string{"FROM x AS a"}},
 		{name: "name of a stage", file: "FROM x AS 1a", err: "invalid name for build stage: \"1a\", name can't start with a number or contain symbols"},
 		{name: "argument", file: "ARG T=1\nARG I=x:$T\nFROM $I AS a\nFROM $S", args: map[string]string{"S": "a"}, err: "should not be blank"},
+		{name: "proxies before FROM", file: "ARG I=$HTTP_PROXY\nFROM $I", args: map[string]string{"HTTP_PROXY": "p"}, needed: []string{"0"}, steps: []string{"FROM $I"}},
 		{name: "stage by argument", file: "ARG S=none\nFROM x AS a\nFROM $S", args: map[string]string{"S": "a"}, needed: []string{"a", "1"}, steps: []string{"FROM x AS a", "FROM $S"}},
 		{name: "stage named scratch", file: "FROM x AS scratch\nFROM scratch", needed: []string{"scratch", "1"}, steps: []string{"FROM x AS scratch", "FROM scratch"}},
 		{name: "index is no name", file: "FROM x\nFROM 0", needed: []string{"1"}, steps: []string{"FROM 0"}},
