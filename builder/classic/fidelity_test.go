@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
@@ -175,4 +176,16 @@ func entries(layer []node) string {
 		out = append(out, fmt.Sprint(n.Type, " ", n.Mode, " ", n.Own, " ", at, " ", n.Path))
 	}
 	return strings.Join(out, ",")
+}
+
+// TestOldTimes copies a file from before 1970, which no layer has.
+func TestOldTimes(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	w.write(dir, map[string]string{"f": "x"})
+	w.must(os.Chtimes(filepath.Join(dir, "f"), time.Unix(-100, 0), time.Unix(-100, 0)))
+	img := w.build(t.Context(), request{dir: dir, dockerfile: "FROM scratch\nCOPY f /f"}).pull()
+	if n := img.tree["/f"]; n.MTime != "0" {
+		t.Errorf("%+v", n)
+	}
 }
