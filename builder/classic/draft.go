@@ -280,6 +280,21 @@ func (e *entry) header() *tar.Header {
 	return h
 }
 
+// volumes refuses volumes that the image has files in the place of. It changes
+// nothing.
+func (d *draft) volumes(paths []string) error {
+	for _, p := range paths {
+		at, err := follow(d, p, true)
+		if err != nil {
+			return err
+		}
+		if f, err := d.lstat(at); err == nil && !f.isDir() {
+			return failure.Userf(failure.DockerfileInvalid, "name a directory", "cannot mount volume over existing file, file exists %s", at)
+		}
+	}
+	return nil
+}
+
 // workdir makes a directory as WORKDIR does.
 func (d *draft) workdir(p string) error {
 	at, err := follow(d, p, true)
