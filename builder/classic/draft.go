@@ -295,6 +295,9 @@ func (d *draft) volumes(paths []string) error {
 	return nil
 }
 
+// everywhere are directories that containers have, whatever the image has.
+var everywhere = map[string]bool{"/dev": true, "/dev/pts": true, "/dev/shm": true, "/etc": true, "/proc": true, "/sys": true}
+
 // workdir makes a directory as WORKDIR does.
 func (d *draft) workdir(p string) error {
 	at, err := follow(d, p, true)
@@ -303,7 +306,7 @@ func (d *draft) workdir(p string) error {
 	}
 	f, err := d.lstat(at)
 	switch {
-	case err == nil && f.isDir():
+	case err == nil && f.isDir(), err != nil && everywhere[at]:
 		return nil
 	case err == nil:
 		return failure.Userf(failure.DockerfileInvalid, "name another directory", "Cannot mkdir: %s is not a directory", p)

@@ -107,6 +107,10 @@ RUN rm /srv/data/keep.txt && rm -r /opt && mkdir -m 750 /opt`,
 			},
 		},
 		{
+			name: "a working directory that is gone", prepare: ":", dockerfile: "WORKDIR /a/w\nRUN cd / && rm -r /a\nRUN true\nRUN test $(pwd) = /a/w",
+			layers: []string{"d 0755 0:0 now /a,d 0755 0:0 now /a/w", "f 0600 0:0 now /.wh.a", "d 0755 0:0 now /a,d 0755 0:0 now /a/w"},
+		},
+		{
 			name: "nothing into the root", prepare: "mkdir e", dockerfile: "COPY e /\nWORKDIR /\nRUN true",
 		},
 	} {

@@ -236,7 +236,7 @@ func TestCopy(t *testing.T) {
 func TestWorkdir(t *testing.T) {
 	below := classic.MemoryTree{"/srv": "d", "/link": "->srv", "/file": "f"}
 	for dir, want := range map[string][]string{
-		"/srv": nil, "/link": nil, "/": nil, "/link/new/er": {"5 700 0:0 srv/", "5 755 0:0 srv/new/", "5 755 0:0 srv/new/er/"},
+		"/srv": nil, "/link": nil, "/": nil, "/proc": nil, "/etc": nil, "/dev/shm/": nil, "/dev/x": {"5 755 0:0 dev/", "5 755 0:0 dev/x/"}, "/link/new/er": {"5 700 0:0 srv/", "5 755 0:0 srv/new/", "5 755 0:0 srv/new/er/"},
 	} {
 		var got []string
 		if err := classic.Workdir(below, dir, lines(&got)); err != nil || !slices.Equal(got, want) {
