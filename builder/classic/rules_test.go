@@ -181,7 +181,7 @@ func lines(into *[]string) func(*tar.Header, io.Reader) error {
 func TestCopy(t *testing.T) {
 	below := classic.MemoryTree{"/etc": "d", "/etc/f": "old", "/dir": "d", "/dir/name": "d", "/dir/name/x": "x", "/link": "->/dir", "/sg": "d+s"}
 	from := classic.MemoryTree{
-		"/a": "A", "/b": "B", "/l": "->a", "/d": "d", "/d/name": "N", "/d/sub": "d", "/d/sub/s": "->../x", "/e": "d", "/e/f": "d", "/e/f/g": "G", "/dangling": "->nowhere",
+		"/a": "A", "/b": "B", "/l": "->a", "/d": "d", "/d/name": "N", "/d/sub": "d", "/d/sub/s": "->../x", "/e": "d", "/e/f": "d", "/e/f/g": "G", "/dangling": "->nowhere", "/z": "d", "/z/loop": "->loop",
 		"/h": "d", "/h/1": "inode 7", "/h/2": "inode 7", "/k": "d", "/k/c": "cap",
 	}
 	for _, tc := range []struct {
@@ -213,8 +213,9 @@ func TestCopy(t *testing.T) {
 		{"dangling", classic.Copy{Patterns: []string{"dangling"}, Dest: "/x"}, nil, "file does not exist"},
 		{"out of the context", classic.Copy{Patterns: []string{"d/../../a"}, Dest: "/x"}, nil, "forbidden path outside the build context"},
 		{"the parent of the context", classic.Copy{Patterns: []string{".."}, Dest: "/x"}, nil, "forbidden path outside the build context"},
+		{"links in a circle", classic.Copy{Patterns: []string{"./z/loop"}, Dest: "/x"}, nil, "COPY failed: forbidden path outside the build context: z/loop ()"},
 		{"bad pattern", classic.Copy{Patterns: []string{"[a"}, Dest: "/x"}, nil, "COPY failed: no source files were specified"},
-		{"nothing matches", classic.Copy{Patterns: []string{"z*"}, Dest: "/x"}, nil, "no source files"},
+		{"nothing matches", classic.Copy{Patterns: []string{"y*"}, Dest: "/x"}, nil, "no source files"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.copy.From = from
