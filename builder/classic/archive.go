@@ -198,6 +198,10 @@ func (t *transfer) apart() []*transfer {
 }
 
 func (a *unpacking) fill(ctx context.Context, n *node, snap *layercache.Snapshot) error {
+	// Archives have owners of their own, but --chown must make sense.
+	if _, _, err := a.stage.owner(ctx, a.transfer, n); err != nil {
+		return err
+	}
 	lowers := snap.Lowers()
 	if a.transfer.link {
 		lowers = nil

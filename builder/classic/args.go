@@ -49,6 +49,11 @@ func (u *usedArgs) unused(given map[string]string) []string {
 // metaArgs evaluates the ARGs before the first FROM.
 func (b *build) metaArgs() (map[string]string, error) {
 	values := b.platformArgs()
+	for name := range predefined {
+		if v, ok := b.job.BuildArgs[name]; ok {
+			values[name] = v
+		}
+	}
 	lex := shell.NewLex(b.file.escape)
 	for _, cmd := range b.file.meta {
 		env := shell.EnvsFromSlice(pairs(values)) // a line sees what lines before it set
@@ -63,7 +68,7 @@ func (b *build) metaArgs() (map[string]string, error) {
 			}
 			v, _, err := lex.ProcessWord(*arg.Value, env)
 			if err != nil {
-				return nil, failure.At(failure.Userf(failure.DockerfileInvalid, "", "ARG %s: %v", arg.Key, err), "", cmd.Location()[0].Start.Line)
+				return nil, failure.At(unexpanded(err), failure.Preflight, cmd.Location()[0].Start.Line)
 			}
 			values[arg.Key] = v
 		}

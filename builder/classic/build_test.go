@@ -49,6 +49,15 @@ func (o *outcome) cached() string {
 	return out.String()
 }
 
+// said is all that steps printed, and what the builder said of them.
+func (o *outcome) said() string {
+	var out strings.Builder
+	for _, e := range o.events {
+		out.Write(e.GetStepLog().GetData())
+	}
+	return out.String()
+}
+
 func (o *outcome) warnings() []string {
 	var out []string
 	for _, e := range o.events {
@@ -79,9 +88,12 @@ ONBUILD RUN echo triggered > /t
 MAINTAINER one
 FROM one
 RUN cat /t && test $FROM_TRIGGER = yes`,
-			check: func(t *testing.T, _ *outcome, img *image) {
+			check: func(t *testing.T, o *outcome, img *image) {
 				if len(img.config.Config.OnBuild) > 0 || img.config.Author != "" {
 					t.Errorf("child inherits ONBUILD %q and author %q", img.config.Config.OnBuild, img.config.Author)
+				}
+				if said := o.said(); !strings.Contains(said, "# Executing 2 build triggers\n") {
+					t.Errorf("said %q", said)
 				}
 			},
 		},
@@ -176,6 +188,10 @@ COPY --from=fid/base:1 /etc/group /g`,
 					t.Errorf("/v holds %v", img.tree)
 				}
 			},
+		},
+		{
+			name:       "what a RUN finds around it",
+			dockerfile: "FROM fid/base:1\nUSER app\nRUN case $HOSTNAME in *[!0-9a-f]*) exit 1;; ????????????) ;; *) exit 2;; esac; test \"$(hostname) $(cat /etc/hostname)\" = \"$HOSTNAME $HOSTNAME\" && test $(umask) = 0022 && test $HOME = /home/app && test -z \"$(cat)\" && test \"$(id -G)\" = \"2345 50\" && test $(readlink /etc/mtab) = /proc/mounts",
 		},
 		{
 			name: "only FROM scratch", dockerfile: "FROM scratch", err: "No image was generated",
@@ -509,19 +525,20 @@ func TestArchiveInPlace(t *testing.T) {
 		{Typeflag: tar.TypeReg, Name: "link/one", Mode: 0o600},
 		{Typeflag: tar.TypeReg, Name: "data/.wh.keep.txt", Mode: 0o640, Uid: 3, Gid: 4},
 		{Typeflag: tar.TypeReg, Name: "new/deep/two", Mode: 0o600, Uid: 7, Gid: 8},
+		{Typeflag: tar.TypeDir, Name: "link/", Mode: 0o1750, Uid: 7, Gid: 8},
 	} {
 		h.ModTime = time.Unix(1500000000, 0)
 		w.must(tw.WriteHeader(&h))
 	}
 	w.must(errors.Join(tw.Close(), f.Close()))
-	img := w.build(t.Context(), request{dir: dir, dockerfile: "FROM fid/base:1\nADD --chown=app a.tar /srv\nRUN test -f /srv/link/one && test ! -e /srv/data/keep.txt"}).pull()
+	img := w.build(t.Context(), request{dir: dir, dockerfile: "FROM fid/base:1\nADD --chown=app a.tar /srv\nRUN test -d /srv/link && test -f /srv/data/one && test ! -e /srv/data/keep.txt"}).pull()
 	var got []string
 	for _, n := range img.layers[1] {
 		got = append(got, fmt.Sprint(n.Type, " ", n.Mode, " ", n.Own, " ", n.MTime, " ", n.Path))
 	}
 	want := []string{
 		"d 0755 0:0 now /srv", "d 0755 0:0 now /srv/data", "f 0640 3:4 1500000000 /srv/data/.wh.keep.txt", "f 0600 0:0 1500000000 /srv/data/one",
-		"d 0755 0:0 now /srv/new", "d 0755 0:0 now /srv/new/deep", "f 0600 7:8 1500000000 /srv/new/deep/two",
+		"d 1750 7:8 1500000000 /srv/link", "f 0750 7:8 0 /srv/link/.wh..wh..opq", "d 0755 0:0 now /srv/new", "d 0755 0:0 now /srv/new/deep", "f 0600 7:8 1500000000 /srv/new/deep/two",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("layer\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

@@ -136,6 +136,10 @@ func escapes(p string) bool {
 
 func (t *transfer) take(written, clean string) error {
 	at, err := follow(t.from, clean, true)
+	var circle *failure.Error
+	if errors.As(err, &circle) {
+		return t.failf(failure.FileNotFound, circle.Message+": mend them, or copy what they stand for", "forbidden path outside the build context: %s ()", relative(written))
+	}
 	if err != nil {
 		return err
 	}

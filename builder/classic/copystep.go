@@ -89,7 +89,7 @@ func (s *stage) newTransfer(f copyFlags) (*transfer, error) {
 		if c.Expand {
 			out, _, err := shell.NewLex(s.build.file.escape).ProcessWord(content, s.environment())
 			if err != nil {
-				return nil, failure.Userf(failure.DockerfileInvalid, "mend the variable", "%v", err)
+				return nil, unexpanded(err)
 			}
 			content = out
 		}

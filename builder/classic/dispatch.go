@@ -41,10 +41,14 @@ func (s *stage) dispatch(ctx, steps context.Context, st *step, done *slipwayv1.S
 	if err != nil {
 		return err
 	}
-	return s.apply(ctx, steps, st, &change{
+	c := &change{
 		image: image, createdBy: nop(&s.node.image, &image, st.cmd, comment),
 		key: fixed(layercache.Part{Name: "instruction", Value: comment}),
-	}, done)
+	}
+	if v, ok := st.cmd.(*instructions.VolumeCommand); ok {
+		c.write = drafted(func(_ context.Context, d *draft) error { return d.volumes(v.Volumes) }).write
+	}
+	return s.apply(ctx, steps, st, c, done)
 }
 
 // expand replaces variables where the instruction allows them.
@@ -60,7 +64,7 @@ func (s *stage) expand(cmd instructions.Command) error {
 		for _, p := range ex.Ports {
 			words, err := lex.ProcessWords(p, env)
 			if err != nil {
-				return failure.Userf(failure.DockerfileInvalid, "mend the variable", "%v", err)
+				return unexpanded(err)
 			}
 			ports = append(ports, words...)
 		}
@@ -72,7 +76,7 @@ func (s *stage) expand(cmd instructions.Command) error {
 			return nil
 		}
 		if err := ex.Expand(word); err != nil {
-			return failure.Userf(failure.DockerfileInvalid, "mend the variable", "%v", err)
+			return unexpanded(err)
 		}
 	}
 	return nil

@@ -33,11 +33,11 @@ func parse(name string, content []byte) (*dockerfile, error) {
 	}
 	ast, err := parser.Parse(bytes.NewReader(content))
 	if err != nil {
-		return nil, syntaxError(fmt.Errorf("failed to parse %s: %w", name, err))
+		return nil, syntaxError(content, fmt.Errorf("failed to parse %s: %w", name, err))
 	}
 	stages, meta, err := instructions.Parse(ast.AST, nil)
 	if err != nil {
-		return nil, syntaxError(err)
+		return nil, syntaxError(content, err)
 	}
 	if len(stages) == 0 {
 		return nil, failure.Userf(failure.DockerfileInvalid, "add a FROM line", "the Dockerfile (%s) has no build stage", name)
@@ -56,12 +56,13 @@ func startLine(r *parser.Range) int {
 	return r.Start.Line
 }
 
-func syntaxError(err error) error {
-	out := failure.Userf(failure.DockerfileInvalid, "see docs/dockerfile.md for what each instruction takes", "%v", err)
+func syntaxError(content []byte, err error) error {
+	out := failure.Userf(failure.DockerfileInvalid, "", "%v", err)
 	var at *parser.LocationError
 	if errors.As(err, &at) && len(at.Locations) > 0 && len(at.Locations[0]) > 0 {
 		out.Line = at.Locations[0][0].Start.Line
 	}
+	out.Hint = syntaxHint(content, out.Line, out.Message)
 	return out
 }
 

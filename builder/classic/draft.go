@@ -251,15 +251,15 @@ func (d *draft) unpack(ctx context.Context, dirs rootfs.Dirs) error {
 // opaqueMarker is the header that hides what is below the directory.
 func (e *entry) opaqueMarker() *tar.Header {
 	return &tar.Header{
-		Typeflag: tar.TypeReg, Name: strings.TrimPrefix(e.path, "/") + "/.wh..wh..opq", Mode: 0o755,
-		ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
+		Typeflag: tar.TypeReg, Name: strings.TrimPrefix(e.path, "/") + "/.wh..wh..opq", Mode: e.mode & 0o777,
+		Uid: e.uid, Gid: e.gid, ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
 	}
 }
 
 func (e *entry) header() *tar.Header {
 	h := &tar.Header{
 		Typeflag: e.typ, Name: strings.TrimPrefix(e.path, "/"), Mode: e.mode, Uid: e.uid, Gid: e.gid,
-		ModTime: time.Unix(e.mtime.Unix(), 0), Format: tar.FormatPAX,
+		ModTime: time.Unix(max(0, e.mtime.Unix()), 0), Format: tar.FormatPAX,
 	}
 	switch e.typ {
 	case tar.TypeDir:
@@ -280,6 +280,24 @@ func (e *entry) header() *tar.Header {
 	return h
 }
 
+// volumes refuses volumes that the image has files in the place of. It changes
+// nothing.
+func (d *draft) volumes(paths []string) error {
+	for _, p := range paths {
+		at, err := follow(d, p, true)
+		if err != nil {
+			return err
+		}
+		if f, err := d.lstat(at); err == nil && !f.isDir() {
+			return failure.Userf(failure.DockerfileInvalid, "name a directory", "cannot mount volume over existing file, file exists %s", at)
+		}
+	}
+	return nil
+}
+
+// everywhere are directories that containers have, whatever the image has.
+var everywhere = map[string]bool{"/dev": true, "/dev/pts": true, "/dev/shm": true, "/etc": true, "/proc": true, "/sys": true}
+
 // workdir makes a directory as WORKDIR does.
 func (d *draft) workdir(p string) error {
 	at, err := follow(d, p, true)
@@ -288,7 +306,7 @@ func (d *draft) workdir(p string) error {
 	}
 	f, err := d.lstat(at)
 	switch {
-	case err == nil && f.isDir():
+	case err == nil && f.isDir(), err != nil && everywhere[at]:
 		return nil
 	case err == nil:
 		return failure.Userf(failure.DockerfileInvalid, "name another directory", "Cannot mkdir: %s is not a directory", p)

@@ -66,6 +66,10 @@ func TestHistory(t *testing.T) {
 			history: []string{"!" + sh + "ENV v=/c", "!" + sh + "VOLUME [/a /b]", "!" + sh + "VOLUME [/a b /c]"},
 			config:  `{"Env":["v=/c"],"Volumes":{"/a":{},"/a b":{},"/b":{},"/c":{}}}`,
 		},
+		{name: "VOLUME on a file", dockerfile: "FROM fid/base:1\nRUN true\nVOLUME /srv /new /opt/escape\nENV A=b", err: "cannot mount volume over existing file, file exists /etc/passwd"},
+		{
+			name: "VOLUME on a directory", dockerfile: "FROM fid/base:1\nVOLUME /srv/link\nRUN touch /srv/data/lost && test -f /srv/link/keep.txt", history: []string{"!" + sh + "VOLUME [/srv/link]", "!/bin/sh -c touch /srv/data/lost && test -f /srv/link/keep.txt"},
+		},
 		{name: "VOLUME of nothing", dockerfile: "FROM scratch\nVOLUME $no", err: "VOLUME specified can not be an empty string"},
 		{
 			name: "EXPOSE", dockerfile: "FROM scratch\nENV p=\"9 8/udp\"\nEXPOSE $p 7-8/TCP\nEXPOSE $no",

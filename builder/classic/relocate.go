@@ -58,7 +58,8 @@ func (l *relocation) copy(w io.Writer, r *tar.Reader, dest string) error {
 		if h.Typeflag == tar.TypeXGlobalHeader || path.Clean("/"+h.Name) == "/" {
 			continue
 		}
-		if err := l.move(h, dest); err != nil {
+		mark, err := l.move(h, dest)
+		if err != nil {
 			return err
 		}
 		if err := tw.WriteHeader(h); err != nil {
@@ -67,16 +68,24 @@ func (l *relocation) copy(w io.Writer, r *tar.Reader, dest string) error {
 		if _, err := io.Copy(tw, r); err != nil {
 			return err
 		}
+		if mark == nil {
+			continue
+		}
+		if err := tw.WriteHeader(mark); err != nil {
+			return err
+		}
 	}
 }
 
-// move gives an entry its place below dest.
-func (l *relocation) move(h *tar.Header, dest string) error {
+// move gives an entry its place below dest. A directory in the place of
+// something else comes with a mark.
+func (l *relocation) move(h *tar.Header, dest string) (mark *tar.Header, err error) {
 	at, err := follow(l.seen, h.Name, false)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	l.seen.put(&entry{file: file{path: at, typ: typeOf(h), link: h.Linkname}})
+	e := &entry{file: file{path: at, typ: typeOf(h), link: h.Linkname, mode: h.Mode, uid: h.Uid, gid: h.Gid}}
+	l.seen.put(e)
 	h.Name = below(dest, at)
 	if strings.HasPrefix(path.Base(at), ".wh.") {
 		mark := *h
@@ -86,14 +95,19 @@ func (l *relocation) move(h *tar.Header, dest string) error {
 	case tar.TypeLink:
 		target, err := follow(l.seen, h.Linkname, false)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		h.Linkname = below(dest, target)
 	case tar.TypeDir:
 		h.Name += "/"
+		if e.opaque {
+			placed := *e
+			placed.path = path.Clean(h.Name)
+			mark = placed.opaqueMarker()
+		}
 	}
 	h.Format = tar.FormatPAX
-	return nil
+	return mark, nil
 }
 
 // typeOf is an entry's type as far as it matters to what is unpacked later.

@@ -34,6 +34,7 @@ func TestParse(t *testing.T) {
 		{name: "what comes after the target", file: "FROM x AS a\nFROM $blank AS b\nFROM y AS a\nCOPY --from=9 / /", target: "a", needed: []string{"a"}, steps: []string{"FROM x AS a"}},
 		{name: "name of a stage", file: "FROM x AS 1a", err: "invalid name for build stage: \"1a\", name can't start with a number or contain symbols"},
 		{name: "argument", file: "ARG T=1\nARG I=x:$T\nFROM $I AS a\nFROM $S", args: map[string]string{"S": "a"}, err: "should not be blank"},
+		{name: "proxies before FROM", file: "ARG I=$HTTP_PROXY\nFROM $I", args: map[string]string{"HTTP_PROXY": "p"}, needed: []string{"0"}, steps: []string{"FROM $I"}},
 		{name: "stage by argument", file: "ARG S=none\nFROM x AS a\nFROM $S", args: map[string]string{"S": "a"}, needed: []string{"a", "1"}, steps: []string{"FROM x AS a", "FROM $S"}},
 		{name: "stage named scratch", file: "FROM x AS scratch\nFROM scratch", needed: []string{"scratch", "1"}, steps: []string{"FROM x AS scratch", "FROM scratch"}},
 		{name: "index is no name", file: "FROM x\nFROM 0", needed: []string{"1"}, steps: []string{"FROM 0"}},
@@ -180,7 +181,7 @@ func lines(into *[]string) func(*tar.Header, io.Reader) error {
 func TestCopy(t *testing.T) {
 	below := classic.MemoryTree{"/etc": "d", "/etc/f": "old", "/dir": "d", "/dir/name": "d", "/dir/name/x": "x", "/link": "->/dir", "/sg": "d+s"}
 	from := classic.MemoryTree{
-		"/a": "A", "/b": "B", "/l": "->a", "/d": "d", "/d/name": "N", "/d/sub": "d", "/d/sub/s": "->../x", "/e": "d", "/e/f": "d", "/e/f/g": "G", "/dangling": "->nowhere",
+		"/a": "A", "/b": "B", "/l": "->a", "/d": "d", "/d/name": "N", "/d/sub": "d", "/d/sub/s": "->../x", "/e": "d", "/e/f": "d", "/e/f/g": "G", "/dangling": "->nowhere", "/z": "d", "/z/loop": "->loop",
 		"/h": "d", "/h/1": "inode 7", "/h/2": "inode 7", "/k": "d", "/k/c": "cap",
 	}
 	for _, tc := range []struct {
@@ -195,7 +196,7 @@ func TestCopy(t *testing.T) {
 		{"through a link of the image", classic.Copy{Patterns: []string{"a"}, Dest: "/link/x"}, []string{"5 700 0:0 dir/", "0 644 0:0 dir/x=A"}, ""},
 		{"content of a directory", classic.Copy{Patterns: []string{"e"}, Dest: "/n"}, []string{"5 755 0:0 n/", "5 700 0:0 n/f/", "0 644 0:0 n/f/g=G"}, ""},
 		{"file over directory", classic.Copy{Patterns: []string{"d"}, Dest: "/dir"}, []string{"5 700 0:0 dir/", "0 644 0:0 dir/name=N", "5 700 0:0 dir/sub/", "2 777 0:0 dir/sub/s ../x"}, ""},
-		{"directory over file", classic.Copy{Patterns: []string{"e/"}, Dest: "/etc/"}, []string{"5 700 0:0 etc/", "5 700 0:0 etc/f/", "0 755 0:0 etc/f/.wh..wh..opq", "0 644 0:0 etc/f/g=G"}, ""},
+		{"directory over file", classic.Copy{Patterns: []string{"e/"}, Dest: "/etc/"}, []string{"5 700 0:0 etc/", "5 700 0:0 etc/f/", "0 700 0:0 etc/f/.wh..wh..opq", "0 644 0:0 etc/f/g=G"}, ""},
 		{"hard links", classic.Copy{Patterns: []string{"h"}, Dest: "/n"}, []string{"5 755 0:0 n/", "0 644 0:0 n/1=inode 7", "1 644 0:0 n/2 n/1"}, ""},
 		{"wildcard", classic.Copy{Patterns: []string{"[ab]"}, Dest: "/n/"}, []string{"5 755 0:0 n/", "0 644 0:0 n/a=A", "0 644 0:0 n/b=B"}, ""},
 		{"directories on the way to a directory are root's", classic.Copy{Patterns: []string{"e"}, Dest: "/n/m/o", UID: 5, GID: 6}, []string{"5 755 0:0 n/", "5 755 0:0 n/m/", "5 755 5:6 n/m/o/", "5 700 5:6 n/m/o/f/", "0 644 5:6 n/m/o/f/g=G"}, ""},
@@ -212,8 +213,9 @@ func TestCopy(t *testing.T) {
 		{"dangling", classic.Copy{Patterns: []string{"dangling"}, Dest: "/x"}, nil, "file does not exist"},
 		{"out of the context", classic.Copy{Patterns: []string{"d/../../a"}, Dest: "/x"}, nil, "forbidden path outside the build context"},
 		{"the parent of the context", classic.Copy{Patterns: []string{".."}, Dest: "/x"}, nil, "forbidden path outside the build context"},
+		{"links in a circle", classic.Copy{Patterns: []string{"./z/loop"}, Dest: "/x"}, nil, "COPY failed: forbidden path outside the build context: z/loop ()"},
 		{"bad pattern", classic.Copy{Patterns: []string{"[a"}, Dest: "/x"}, nil, "COPY failed: no source files were specified"},
-		{"nothing matches", classic.Copy{Patterns: []string{"z*"}, Dest: "/x"}, nil, "no source files"},
+		{"nothing matches", classic.Copy{Patterns: []string{"y*"}, Dest: "/x"}, nil, "no source files"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.copy.From = from
@@ -235,7 +237,7 @@ func TestCopy(t *testing.T) {
 func TestWorkdir(t *testing.T) {
 	below := classic.MemoryTree{"/srv": "d", "/link": "->srv", "/file": "f"}
 	for dir, want := range map[string][]string{
-		"/srv": nil, "/link": nil, "/": nil, "/link/new/er": {"5 700 0:0 srv/", "5 755 0:0 srv/new/", "5 755 0:0 srv/new/er/"},
+		"/srv": nil, "/link": nil, "/": nil, "/proc": nil, "/etc": nil, "/dev/shm/": nil, "/dev/x": {"5 755 0:0 dev/", "5 755 0:0 dev/x/"}, "/link/new/er": {"5 700 0:0 srv/", "5 755 0:0 srv/new/", "5 755 0:0 srv/new/er/"},
 	} {
 		var got []string
 		if err := classic.Workdir(below, dir, lines(&got)); err != nil || !slices.Equal(got, want) {
@@ -367,7 +369,7 @@ func TestRelocate(t *testing.T) {
 	raw := archive.Bytes()
 	image := classic.MemoryTree{"/a": "d", "/a/b": "d", "/a/b/in": "->/sub", "/a/b/rel": "->sub", "/a/b/sub": "d", "/in": "->/x/y"}
 	for dest, want := range map[string]string{
-		"a/b": "a/b/etc/x a/b/abs a/b/l>a/b/etc/x a/b/s>/etc a/b/etc/f a/b/sub/f a/b/sub/g a/b/rel/ a/b/rel/f a/b/h>a/b/etc/x",
+		"a/b": "a/b/etc/x a/b/abs a/b/l>a/b/etc/x a/b/s>/etc a/b/etc/f a/b/sub/f a/b/sub/g a/b/rel/ a/b/rel/.wh..wh..opq a/b/rel/f a/b/h>a/b/etc/x",
 		"":    "etc/x abs l>etc/x s>/etc etc/f x/y/f rel/g rel/ rel/f h>etc/x",
 	} {
 		out.Reset()

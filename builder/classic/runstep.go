@@ -15,6 +15,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/oklog/ulid/v2"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/slipwayhq/slipway/builder/failure"
@@ -89,6 +90,9 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 		Dir: image.Config.WorkingDir, User: image.Config.User, Network: mode, Limits: s.build.opts.Limits,
 		Volumes: slices.Sorted(maps.Keys(image.Config.Volumes)),
 	}}
+	if mode != sandbox.Host {
+		r.sandbox.Hostname = digest.FromString(r.sandbox.ID).Encoded()[:12] // looks like a container's id
+	}
 	return s.apply(ctx, steps, st, &change{
 		image: image, createdBy: strings.Join(createdBy, " "),
 		key: fixed(
@@ -162,7 +166,7 @@ func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error 
 	case errors.As(err, &size):
 		return p.tooLarge(ctx, size)
 	case errors.As(err, &start), errors.Is(err, sandbox.ErrUser):
-		return failure.Userf(failure.StepFailed, "check the command, its PATH and USER", "%v", err)
+		return failure.Userf(failure.StepFailed, startHint(err), "%v", err)
 	case errors.Is(err, sandbox.ErrNetwork):
 		build := p.stage.build
 		build.opts.Log.ErrorContext(ctx, "a RUN step has no network", "build", build.job.ID, "err", err)

@@ -112,7 +112,7 @@ func (s *stage) resolveFrom() error {
 	env := shell.EnvsFromSlice(pairs(s.build.meta))
 	name, _, err := lex.ProcessWord(s.def.BaseName, env)
 	if err != nil {
-		return s.invalid(line, "", "FROM %s: %v", s.def.BaseName, err)
+		return failure.At(unexpanded(err), failure.Preflight, line)
 	}
 	if name == "" {
 		return s.invalid(line, "give the ARG a default, or pass it with --build-arg", "base name (%s) should not be blank", s.def.BaseName)
@@ -217,7 +217,7 @@ func (b *build) resolveStages(ctx context.Context, stages []*stage) error {
 		if s.ref != "" {
 			g.Go(func() (err error) {
 				s.base, err = b.resolve(ctx, s.ref, s.def.Platform)
-				return failure.At(err, failure.Preflight, s.steps[0].line)
+				return failure.At(s.baseHint(err), failure.Preflight, s.steps[0].line)
 			})
 		}
 		g.Go(func() error { return b.resolveCopies(ctx, s, s.steps) })
@@ -235,7 +235,7 @@ func (b *build) resolveCopies(ctx context.Context, s *stage, steps []*step) erro
 		}
 		img, err := b.resolve(ctx, cmd.From, "")
 		if err != nil {
-			return failure.At(err, failure.Preflight, st.line)
+			return failure.At(s.laterHint(err, cmd.From), failure.Preflight, st.line)
 		}
 		s.other[cmd.From] = img
 	}
@@ -251,7 +251,7 @@ func (b *build) resolve(ctx context.Context, ref, platform string) (*base.Image,
 			want, err = base.Default(text)
 		}
 		if err != nil {
-			return nil, failure.Userf(failure.DockerfileInvalid, "give it as os/arch, like linux/amd64", "FROM --platform=%s: %v", platform, err)
+			return nil, failure.Userf(failure.DockerfileInvalid, "give it as os/arch, like linux/amd64", "failed to parse platform %s", text)
 		}
 	}
 	img, err := b.opts.Bases.Resolve(ctx, ref, want, b.job.Session.Credentials)

@@ -127,7 +127,7 @@ func (u *unpacker) convert(h *tar.Header, path string) (bool, error) {
 		return false, nil
 	case ok:
 		u.hidden = true
-		return false, hide(filepath.Join(dir, name))
+		return false, hideAs(filepath.Join(dir, name), h)
 	case h.Typeflag == tar.TypeDir:
 		return true, u.replace(path)
 	case h.Typeflag == tar.TypeLink:

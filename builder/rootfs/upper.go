@@ -154,7 +154,10 @@ func (u *Upper) Entry(h *tar.Header, r io.Reader) error {
 		return u.fail(name, unix.Fsetxattr(d.fd, xattrOpaque, []byte("y"), 0))
 	}
 	if hidden, ok := strings.CutPrefix(base, whiteoutPrefix); ok {
-		return u.fail(name, unix.Mknodat(d.fd, hidden, unix.S_IFCHR, 0))
+		if err := unix.Mknodat(d.fd, hidden, unix.S_IFCHR, 0); err != nil {
+			return u.fail(name, err)
+		}
+		return u.fail(name, unix.UtimesNanoAt(d.fd, hidden, times(h), unix.AT_SYMLINK_NOFOLLOW))
 	}
 	if h.Typeflag == tar.TypeDir {
 		return u.fail(name, u.mkdir(name, base, h))

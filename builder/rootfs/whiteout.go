@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"archive/tar"
 	"errors"
 	"io/fs"
 	"os"
@@ -52,6 +53,22 @@ func makeOpaque(dir string) error {
 		return err
 	}
 	return setOpaque(dir)
+}
+
+// hideAs hides path by a whiteout with the times of h, which a layer of the
+// directory has too.
+func hideAs(path string, h *tar.Header) error {
+	if err := hide(path); err != nil {
+		return err
+	}
+	fi, err := os.Lstat(path)
+	if err != nil || !hides(fi) {
+		return err
+	}
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, path, times(h), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &fs.PathError{Op: "utimes", Path: path, Err: err}
+	}
+	return nil
 }
 
 // hide hides path of the layers below. What the upper directory has there

@@ -15,8 +15,7 @@ import (
 // WriteUpper writes what an overlay's upper directory changes as a layer to tw,
 // which it does not close. Nobody may write to the directory meanwhile. Names
 // come in order, so that equal directories give equal bytes: times are whole
-// seconds, users and groups are numbers, and whiteouts have no time and no
-// owner. A directory comes before what it holds, a marker that it is opaque
+// seconds, and users and groups are numbers. A directory comes before what it holds, a marker that it is opaque
 // comes first in it. Of hard links, the first name has the content. Of
 // extended attributes, capabilities and those of users are kept. Sockets are
 // left out, and so is upper itself.
@@ -50,7 +49,7 @@ func (w *upperWriter) entry(e *entry) error {
 		return w.directory(e)
 	}
 	if isWhiteout(&e.st) {
-		return w.header(whiteoutHeader(path.Dir(e.path), whiteoutPrefix+e.name))
+		return w.header(whiteout(e))
 	}
 	if first, ok := w.linked(e); ok {
 		h := newHeader(e)
@@ -97,7 +96,7 @@ func (w *upperWriter) directory(e *entry) error {
 	if overlay[xattrOpaque] != "y" {
 		return nil
 	}
-	return w.header(whiteoutHeader(e.path, opaqueMarker))
+	return w.header(opaque(h))
 }
 
 func (w *upperWriter) file(e *entry) error {
@@ -144,14 +143,21 @@ func (w *upperWriter) header(h *tar.Header) error {
 	return nil
 }
 
-// whiteoutHeader returns the header of a file that stands for nothing.
-func whiteoutHeader(dir, name string) *tar.Header {
+// whiteout returns the header of a file that stands for nothing, as Docker
+// writes it.
+func whiteout(e *entry) *tar.Header {
+	h := newHeader(e)
+	h.Typeflag, h.Mode = tar.TypeReg, 0o600
+	h.Name = path.Join(path.Dir(e.path), whiteoutPrefix+e.name)
+	return h
+}
+
+// opaque returns the header of a directory's marker. It looks like the
+// directory, but has no time.
+func opaque(dir *tar.Header) *tar.Header {
 	return &tar.Header{
-		Format:   tar.FormatPAX,
-		Typeflag: tar.TypeReg,
-		Name:     path.Join(dir, name),
-		Mode:     0o600,
-		ModTime:  time.Unix(0, 0),
+		Format: tar.FormatPAX, Typeflag: tar.TypeReg, Name: path.Join(dir.Name, opaqueMarker),
+		Mode: dir.Mode & 0o777, Uid: dir.Uid, Gid: dir.Gid, ModTime: time.Unix(0, 0),
 	}
 }
 

@@ -26,7 +26,7 @@ func TestWriteUpperEntries(t *testing.T) {
 	o := newOverlay(t)
 	sh(t, o.lowers[0], base)
 	o.within(func(root string) {
-		sh(t, root, "rm -r etc; mkdir etc; echo z >etc/A; touch -d @1234567890.75 etc/A; chown 70000:3000000 etc/A; rm fifo; ln etc/A etc/B")
+		sh(t, root, "rm -r etc; mkdir etc; echo z >etc/A; touch -d @1234567890.75 etc/A; chown 70000:3000000 etc/A; rm fifo; ln etc/A etc/B; chown 7:8 etc; chmod 3750 etc")
 	})
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(o.upper, "socket")})
 	must(t, err)
@@ -47,10 +47,12 @@ func TestWriteUpperEntries(t *testing.T) {
 		!h.AccessTime.IsZero() || !h.ChangeTime.IsZero() || h.Mode != 0o644 {
 		t.Errorf("file: %+v", h)
 	}
-	for _, i := range []int{1, 4} {
-		if h := hs[i]; h.Size != 0 || h.ModTime.Unix() != 0 || h.Uid != 0 {
-			t.Errorf("whiteout: %+v", h)
-		}
+	// As Docker writes them.
+	if h := hs[1]; h.Size != 0 || h.ModTime.Unix() != 0 || h.Mode != 0o750 || h.Uid != 7 || h.Gid != 8 {
+		t.Errorf("mark of an opaque directory: %+v", h)
+	}
+	if h := hs[4]; h.Size != 0 || time.Since(h.ModTime) > time.Hour || h.Mode != 0o600 || h.Uid != 0 {
+		t.Errorf("whiteout: %+v", h)
 	}
 }
 
