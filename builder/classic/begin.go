@@ -17,6 +17,7 @@ import (
 	"github.com/slipwayhq/slipway/layercache"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // begin carries out FROM: it sets the stage's first node.
@@ -57,6 +58,7 @@ func (s *stage) fromStage(ctx, steps context.Context, st *step, done *slipwayv1.
 	s.busted = s.from.busted && !below.isMade()
 	s.build.passes.Go(func() {
 		defer close(n.made)
+		defer rescue.Into(&n.err)
 		if n.err = below.wait(ctx); n.err == nil {
 			n.rootfs, n.peak = below.rootfs, below.peak
 			n.err = n.identify()
