@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // ReceiverOptions tunes a [Receiver]. A nil *ReceiverOptions means the
@@ -301,7 +302,7 @@ func (s *storing) feed(ctx context.Context, spans []span) error {
 // work decodes frames and stores the contents that are whole in them.
 func (s *storing) work() {
 	for f := range s.jobs {
-		f.err = s.decode(f)
+		f.err = rescue.Run(func() error { return s.decode(f) })
 		close(f.decoded)
 		if f.err != nil {
 			s.stop(f.err)
@@ -316,7 +317,8 @@ func (s *storing) work() {
 
 // add stores one content.
 func (s *storing) add(e *Entry, r io.Reader) {
-	if err := s.store.Add(s.ctx, e.Content(), e.Size, r); err != nil {
+	err := rescue.Run(func() error { return s.store.Add(s.ctx, e.Content(), e.Size, r) })
+	if err != nil {
 		s.stop(fmt.Errorf("store %s: %w", Quote(e.Path), err))
 		return
 	}

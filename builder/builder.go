@@ -24,6 +24,7 @@ import (
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/pushd"
 	"github.com/slipwayhq/slipway/pushd/compress"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A Request is one build to run.
@@ -193,7 +194,7 @@ func (b *Builder) Build(ctx context.Context, req Request, s Session) *slipwayv1.
 		defer cancel()
 	}
 	r := newRun(b, req, s)
-	err := r.run(ctx)
+	err := rescue.Run(func() error { return r.run(ctx) })
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = because(cause, err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/slipwayhq/slipway/layercache"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A run is one build under way.
@@ -179,12 +180,16 @@ func (r *run) preflight(ctx context.Context, job *Job) (Plan, error) {
 	var plan Plan
 	g, gctx := errgroup.WithContext(ctx)
 	for _, s := range r.sinks {
-		g.Go(func() error { return failure.At(s.probe(gctx), failure.Preflight, 0) })
+		g.Go(func() (err error) {
+			defer rescue.Into(&err)
+			return failure.At(s.probe(gctx), failure.Preflight, 0)
+		})
 	}
 	for _, e := range r.exports {
 		g.Go(func() error { return r.probeExport(gctx, e) })
 	}
 	g.Go(func() (err error) {
+		defer rescue.Into(&err)
 		plan, err = pipeline.Plan(gctx, job)
 		return failure.At(err, failure.Preflight, 0)
 	})
@@ -241,7 +246,10 @@ func (r *run) push(ctx context.Context, image *Image) error {
 	for _, step := range []func(*sink, context.Context, *pushedImage) error{(*sink).blobs, (*sink).manifest} {
 		g, gctx := errgroup.WithContext(ctx)
 		for _, s := range r.sinks {
-			g.Go(func() error { return failure.At(step(s, gctx, made), failure.Push, 0) })
+			g.Go(func() (err error) {
+				defer rescue.Into(&err)
+				return failure.At(step(s, gctx, made), failure.Push, 0)
+			})
 		}
 		if err := g.Wait(); err != nil {
 			return err

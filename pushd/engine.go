@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // Options tunes an [Engine]. Nil means the defaults.
@@ -150,7 +152,8 @@ var errElsewhere = errors.New("another push brings the blob")
 
 // bring sees to it that the blob is in the repository and returns how it came
 // there.
-func (p *Push) bring(ctx context.Context, u *Upload) (Outcome, error) {
+func (p *Push) bring(ctx context.Context, u *Upload) (_ Outcome, err error) {
+	defer rescue.Into(&err)
 	if u.blob.Digest == "" {
 		outcome, err := p.bringGrowing(ctx, u)
 		if !errors.Is(err, errElsewhere) {
@@ -181,7 +184,8 @@ func (p *Push) bring(ctx context.Context, u *Upload) (Outcome, error) {
 }
 
 // bringKnown handles a blob whose digest is known from the start.
-func (p *Push) bringKnown(ctx context.Context, u *Upload) (Outcome, error) {
+func (p *Push) bringKnown(ctx context.Context, u *Upload) (_ Outcome, err error) {
+	defer rescue.Into(&err) // so that the flight lands
 	desc := u.Descriptor()
 	if found, err := p.target.Exists(ctx, desc, u); found || err != nil {
 		return Present, err
@@ -223,10 +227,10 @@ func (p *Push) bringGrowing(ctx context.Context, u *Upload) (Outcome, error) {
 		at    place
 		mine  *flight
 	)
-	watch.Go(func() {
+	look := func() error {
 		desc, err := u.blob.Source.Descriptor(ctx)
 		if err != nil {
-			return // the upload will meet it too
+			return nil // the upload will meet it too
 		}
 		u.learn(desc)
 		at = place{p.target.Name(), desc.Digest}
@@ -243,6 +247,12 @@ func (p *Push) bringGrowing(ctx context.Context, u *Upload) (Outcome, error) {
 					cancel(errPresent)
 				}
 			}
+		}
+		return nil
+	}
+	watch.Go(func() {
+		if err := rescue.Run(look); err != nil {
+			cancel(err)
 		}
 	})
 	outcome, err := p.upload(ctx, u)
@@ -269,7 +279,8 @@ const worthAsking = 16 << 20
 
 // upload sends the blob when it is its turn, and checks what was sent against
 // what was promised.
-func (p *Push) upload(ctx context.Context, u *Upload) (Outcome, error) {
+func (p *Push) upload(ctx context.Context, u *Upload) (_ Outcome, err error) {
+	defer rescue.Into(&err)
 	if u.blob.Source == nil {
 		return "", fmt.Errorf("%w, and there is nothing to upload it from", ErrBlobUnknown)
 	}

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // An Upload is one blob of a push. It is the [Watcher] of its own transfer.
@@ -157,7 +159,10 @@ func (u *Upload) send(pr Progress) {
 	pr.State, pr.Outcome, pr.Sent, pr.Retries = u.state, u.outcome, u.sent, u.retries
 	pr.Rate = u.meter.rate(time.Now())
 	u.mu.Unlock()
-	u.push.progress(pr)
+	err := rescue.Run(func() error { u.push.progress(pr); return nil })
+	if err != nil {
+		u.push.cancel(err)
+	}
 }
 
 // A meter measures a rate over windows of a second or two.

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 const (
@@ -346,7 +348,7 @@ func (b *body) Read(p []byte) (int, error) {
 	p = p[:min(int64(len(p)), b.left)]
 	b.guard.pause()
 	asked := time.Now()
-	n, err := b.src.Read(p)
+	n, err := b.fetch(p)
 	b.note(time.Since(asked))
 	b.left -= int64(n)
 	if b.left == 0 {
@@ -369,6 +371,12 @@ func (b *body) Read(p []byte) (int, error) {
 		b.mu.Unlock()
 	}
 	return n, err
+}
+
+// fetch reads the source, in a goroutine of the transport's.
+func (b *body) fetch(p []byte) (n int, err error) {
+	defer rescue.Into(&err)
+	return b.src.Read(p)
 }
 
 func (b *body) note(wait time.Duration) {

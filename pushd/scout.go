@@ -7,6 +7,8 @@ import (
 	"io"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 const scoutBuffer = 256 << 10
@@ -29,6 +31,7 @@ func newScout(ctx context.Context, src Source, done func(ocispec.Descriptor)) *s
 	s := &scout{complete: make(chan struct{}), cancel: cancel, src: src}
 	go func() {
 		defer close(s.complete)
+		defer rescue.Into(new(error)) // who asks for the descriptor next meets it too
 		if desc, err := src.Descriptor(ctx); err == nil {
 			done(desc)
 		}

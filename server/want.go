@@ -13,6 +13,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/layercache"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A want is one request for contents under way.
@@ -146,9 +147,10 @@ func (s *session) fetchAll(ctx context.Context, m *buildctx.Manifest, ws []*want
 	for _, w := range ws {
 		slots <- struct{}{}
 		store, err := s.openWant(ctx, m, w)
-		g.Go(func() error {
+		g.Go(func() (fault error) {
 			defer func() { <-slots }()
 			defer s.land(w)
+			defer rescue.Into(&fault)
 			if err != nil {
 				return err
 			}

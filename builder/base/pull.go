@@ -17,6 +17,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/layercache"
 	"github.com/slipwayhq/slipway/limits"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // Progress is called as a layer's bytes arrive; done ends the layer.
@@ -68,11 +69,14 @@ func (r *Resolver) Pull(ctx context.Context, c *layercache.Cache, img *Image, o 
 	for _, i := range missing {
 		w := wanted[i]
 		g.Go(func() error {
-			l, err := r.pull(ctx, c, img, w, o)
+			err := rescue.Run(func() (err error) {
+				out[i], err = r.pull(ctx, c, img, w, o)
+				return err
+			})
 			if err != nil {
 				return w.fail(img, err)
 			}
-			out[i] = w.end(l)
+			w.end(out[i])
 			return nil
 		})
 	}
@@ -200,7 +204,8 @@ func (r *Resolver) fetch(ctx context.Context, c *layercache.Cache, img *Image, w
 	return l, nil
 }
 
-func receive(ctx context.Context, c *layercache.Cache, src *arrival, blob *layercache.BlobWriter, diffID digest.Digest, most int64, to *layer.Unpacking) (*layer.Layer, error) {
+func receive(ctx context.Context, c *layercache.Cache, src *arrival, blob *layercache.BlobWriter, diffID digest.Digest, most int64, to *layer.Unpacking) (_ *layer.Layer, err error) {
+	defer rescue.Into(&err) // so that the blob is given up
 	size, sum, delta, err := unpack(ctx, src, most, to)
 	if err != nil {
 		return nil, src.blame(err)

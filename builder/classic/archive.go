@@ -21,6 +21,7 @@ import (
 	"github.com/slipwayhq/slipway/layercache"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // archives finds the sources that are tar archives, by their content. What was
@@ -285,7 +286,7 @@ func piped(write func(io.Writer) error, read func(io.Reader) error) error {
 	var written error
 	var g sync.WaitGroup
 	g.Go(func() {
-		written = write(w)
+		written = rescue.Run(func() error { return write(w) })
 		w.CloseWithError(written)
 	})
 	err := read(r)

@@ -15,6 +15,7 @@ import (
 	"github.com/slipwayhq/slipway/layercache"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // begin carries out FROM: it sets the stage's first node.
@@ -55,6 +56,7 @@ func (s *stage) fromStage(ctx, steps context.Context, st *step, done *slipwayv1.
 	s.busted = s.from.busted && !below.isMade()
 	s.build.passes.Go(func() {
 		defer close(n.made)
+		defer rescue.Into(&n.err)
 		if n.err = below.wait(ctx); n.err == nil {
 			n.rootfs, n.peak = below.size()
 			n.err = n.identify()

@@ -14,6 +14,7 @@ import (
 	"github.com/slipwayhq/slipway/layercache"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A change is what an instruction does to an image.
@@ -94,7 +95,8 @@ func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *sli
 	}
 	s.node = n
 	s.build.passes.Go(func() {
-		if n.err = failure.At(s.pass(ctx, n, c), failure.Build, st.line); n.err != nil {
+		err := rescue.Run(func() error { return s.pass(ctx, n, c) })
+		if n.err = failure.At(err, failure.Build, st.line); n.err != nil {
 			s.build.fail(n.err)
 			s.retract(n)
 		}

@@ -204,7 +204,7 @@ func (s *stage) summon(ctx context.Context, t *transfer, d *draft) error {
 		return err
 	}
 	ctx, d.abandon = context.WithCancel(ctx)
-	s.build.passes.Go(func() {
+	s.build.aside(func() {
 		defer d.abandon()
 		// What fails to come fails again where it is read.
 		_ = s.build.job.Session.Need(ctx, need)

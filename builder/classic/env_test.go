@@ -64,6 +64,7 @@ type world struct {
 	opts     classic.Options
 	max      int64
 	onEmit   func(*slipwayv1.Event) // hears what builds say; may be nil
+	onNeed   func()                 // hears of contents that are asked for; may be nil
 	log      *bytes.Buffer
 }
 
@@ -173,7 +174,7 @@ func (w *world) build(ctx context.Context, r request) *outcome {
 	s := newSession(w, r.org, r.dir)
 	defer s.close()
 	b := builder.New(builder.Options{
-		Cache: w.cache, Engine: pushd.NewEngine(nil), Destination: w.destination, MaxSize: w.max,
+		Cache: w.cache, Engine: pushd.NewEngine(nil), Destination: w.destination, MaxSize: w.max, Log: w.opts.Log,
 		Pipelines: map[slipwayv1.Pipeline]builder.Pipeline{slipwayv1.Pipeline_PIPELINE_CLASSIC: classic.New(w.opts)},
 	})
 	result := b.Build(ctx, builder.Request{ID: "build-" + digest.FromString(time.Now().String()).Encoded()[:20], Org: r.org, Start: start}, s)

@@ -22,6 +22,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/sandbox"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A Runner runs the process of a RUN step.
@@ -178,6 +179,15 @@ func (b *build) attempt(ctx context.Context) (*builder.Image, error) {
 	}
 	b.warnUnusedArgs()
 	return b.target.image(ctx)
+}
+
+// aside does what no step waits for. Only a panic in it fails the build.
+func (b *build) aside(f func()) {
+	b.passes.Go(func() {
+		if err := rescue.Run(func() error { f(); return nil }); err != nil {
+			b.fail(err)
+		}
+	})
 }
 
 // fail stops the steps under way; the first cause wins.

@@ -21,7 +21,7 @@ func (s *stage) bust(ctx context.Context, st *step) {
 	if len(copies) == 0 {
 		return
 	}
-	s.build.passes.Go(func() {
+	s.build.aside(func() {
 		// What fails here fails again, and is told, when the step runs.
 		_ = s.prefetch(ctx, copies)
 	})

@@ -126,6 +126,7 @@ type process struct {
 	sandbox sandbox.Process
 	upper   string
 	below   *node
+	gauge   *rootfs.Gauge
 	ledger  *limits.Ledger // of the image below; made when it is needed
 }
 
@@ -145,7 +146,7 @@ func (p *process) run(ctx context.Context, n *node) error {
 	}
 	name := snapshotName()
 	err = layer.Fill(ctx, build.job.Cache, parent, name, func(snap *layercache.Snapshot) error {
-		p.upper = snap.Upper()
+		p.upper, p.gauge = snap.Upper(), rootfs.NewGauge(snap.Upper())
 		return p.execute(ctx, snap)
 	})
 	if err == nil {
@@ -207,7 +208,7 @@ func diskFull(dir string) bool {
 // looking, more if there is so much to see that it would come too late.
 const (
 	shortPause = 50 * time.Millisecond
-	longPause  = time.Second
+	longPause  = 500 * time.Millisecond
 )
 
 // watch stops a process that writes past the limit.
@@ -237,9 +238,9 @@ func (p *process) watch(ctx context.Context) error {
 // the layers below have been counted.
 func (p *process) measure(ctx context.Context, most int64) error {
 	below := p.below.counted()
-	used, at, err := rootfs.Usage(ctx, p.upper, most-below)
-	if err == nil && below+used > most && p.below.isMade() && p.below.err == nil {
-		used, at, err = p.growth(ctx)
+	used, at, err := p.gauge.Look(ctx, most-below)
+	if err == nil && below+used > most {
+		used, at, err = p.confirm(ctx, used, at, most-below)
 	}
 	if err != nil {
 		// The process changes what is being read; the layer's own pass counts
@@ -252,16 +253,31 @@ func (p *process) measure(ctx context.Context, most int64) error {
 	return nil
 }
 
-// growth is what the process adds to the image below it.
-func (p *process) growth(ctx context.Context) (int64, string, error) {
+// confirm makes sure that the process uses more than it may, used, as it
+// seems: the image below may lose something for it, and what was seen long ago
+// may have changed.
+func (p *process) confirm(ctx context.Context, used int64, at string, most int64) (int64, string, error) {
+	var credit int64
+	if p.below.isMade() && p.below.err == nil {
+		var err error
+		if credit, err = p.credit(ctx); err != nil || used-credit <= most {
+			return used - credit, at, err
+		}
+	}
+	used, at, err := p.gauge.Confirm(ctx)
+	return used - credit, at, err
+}
+
+// credit is what the process takes away from the image below it.
+func (p *process) credit(ctx context.Context) (int64, error) {
 	if p.ledger == nil {
 		ledger, err := p.stage.build.charged(ctx, p.below.layers())
 		if err != nil {
-			return 0, "", err
+			return 0, err
 		}
 		p.ledger = ledger
 	}
-	return rootfs.Growth(ctx, p.upper, p.ledger.Held)
+	return rootfs.Credit(ctx, p.upper, p.ledger.Held)
 }
 
 // counted is what is known of the unpacked size: a lower bound while layers

@@ -40,6 +40,9 @@ func (s *session) close() { s.world.must(s.dir.Close()) }
 func (s *session) Manifest(context.Context) (*buildctx.Manifest, error) { return s.dir.Manifest, nil }
 
 func (s *session) Need(ctx context.Context, groups ...[]int) error {
+	if s.world.onNeed != nil {
+		s.world.onNeed()
+	}
 	w := s.store.Writer(ctx)
 	for _, i := range slices.Concat(groups...) {
 		e := &s.dir.Entries[i]

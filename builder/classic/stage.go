@@ -18,6 +18,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A stage is one FROM and what follows it.
@@ -216,11 +217,15 @@ func (b *build) resolveStages(ctx context.Context, stages []*stage) error {
 	for _, s := range stages {
 		if s.ref != "" {
 			g.Go(func() (err error) {
+				defer rescue.Into(&err)
 				s.base, err = b.resolve(ctx, s.ref, s.def.Platform)
 				return failure.At(s.baseHint(err), failure.Preflight, s.steps[0].line)
 			})
 		}
-		g.Go(func() error { return b.resolveCopies(ctx, s, s.steps) })
+		g.Go(func() (err error) {
+			defer rescue.Into(&err)
+			return b.resolveCopies(ctx, s, s.steps)
+		})
 	}
 	return g.Wait()
 }
@@ -323,7 +328,7 @@ func baseFailure(ref string, err error) error {
 func (s *stage) start(ctx, steps context.Context) {
 	s.build.group.Go(func() error {
 		defer close(s.done)
-		s.err = s.run(ctx, steps)
+		s.err = rescue.Run(func() error { return s.run(ctx, steps) })
 		if s.err != nil {
 			s.build.fail(s.err)
 		}

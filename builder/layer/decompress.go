@@ -10,6 +10,8 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // Decompress returns the tar inside a layer's blob, which is told by its first
@@ -87,7 +89,7 @@ func (a *ahead) run(r io.Reader) {
 		case <-a.stop:
 			return
 		}
-		n, err := io.ReadFull(r, buf)
+		n, err := readFull(r, buf)
 		if errors.Is(err, io.ErrUnexpectedEOF) && n > 0 {
 			// The decompressor's own short read shows as such next time.
 			err = nil
@@ -101,6 +103,13 @@ func (a *ahead) run(r io.Reader) {
 			return
 		}
 	}
+}
+
+// readFull is io.ReadFull of a decompressor, which may panic over what it is
+// given.
+func readFull(r io.Reader, buf []byte) (n int, err error) {
+	defer rescue.Into(&err)
+	return io.ReadFull(r, buf)
 }
 
 // Read implements io.Reader.

@@ -18,6 +18,7 @@ import (
 	"github.com/slipwayhq/slipway/layercache"
 	"github.com/slipwayhq/slipway/limits"
 	"github.com/slipwayhq/slipway/pushd/compress"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A Maker makes layers for one build. It is safe for concurrent use.
@@ -63,7 +64,7 @@ func (m *Maker) Make(ctx context.Context, spec Spec) (*Layer, error) {
 	w := &Writer{ctx: ctx, maker: m, spec: spec, how: m.Compression, ledger: spec.Ledger.Begin(spec.Origin)}
 	w.out = bufio.NewWriterSize(starter{w}, 256<<10)
 	w.tar = tar.NewWriter(w.out)
-	err := spec.Write(ctx, w)
+	err := rescue.Run(func() error { return spec.Write(ctx, w) })
 	l, err := w.finish(ctx, err)
 	if w.pending != nil {
 		w.pending.finish(l, err)

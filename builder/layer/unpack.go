@@ -13,6 +13,7 @@ import (
 
 	"github.com/slipwayhq/slipway/builder/rootfs"
 	"github.com/slipwayhq/slipway/layercache"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // An Unpacker turns layers into snapshots. Builds of one daemon share it, so
@@ -143,7 +144,7 @@ func Fill(ctx context.Context, c *layercache.Cache, parent, name string, fill fu
 	if err != nil {
 		return err
 	}
-	err = fill(s)
+	err = rescue.Run(func() error { return fill(s) })
 	if err == nil {
 		err = s.Commit(ctx, name)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/limits"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A counted layer is one whose every byte has been seen and found to be what
@@ -106,7 +107,11 @@ func (c *counter) start() bool {
 }
 
 func (c *counter) run() {
-	out, err := c.count()
+	var out *counted
+	err := rescue.Run(func() (err error) {
+		out, err = c.count()
+		return err
+	})
 	if err != nil {
 		c.queue.leave(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/layercache"
 	"github.com/slipwayhq/slipway/limits"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A memory keeps what was learnt of images and layers in the org's cache, under
@@ -196,13 +197,17 @@ func (m *memory) keep(ctx context.Context, b *plan) error {
 		}
 	}
 	for _, l := range fresh {
-		g.Go(func() error {
+		g.Go(func() (err error) {
+			defer rescue.Into(&err)
 			return m.put(ctx, layerKey(l.desc.Digest), layercache.Step{}, layerRecord{l.diffID, l.size, digest.FromBytes(l.counted.Delta)})
 		})
 	}
 	for _, i := range b.images {
 		if i.record == nil && i.tally.whole(len(i.layers)) && len(i.Raw)+len(i.RawConfig) <= maxInline {
-			g.Go(func() error { return m.putImage(ctx, i) })
+			g.Go(func() (err error) {
+				defer rescue.Into(&err)
+				return m.putImage(ctx, i)
+			})
 		}
 	}
 	return g.Wait()

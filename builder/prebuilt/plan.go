@@ -18,6 +18,7 @@ import (
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/pushd"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A plan is an image, or a whole index, on its way to its repositories.
@@ -281,8 +282,9 @@ func (b *plan) carry(ctx context.Context) error {
 		}
 		c := newCounter(l.desc, l.diffID, b.job.MaxSize, func() *limits.Layer { return b.begin(n, l) })
 		pending := b.offer(ctx, l, c)
-		g.Go(func() error {
+		g.Go(func() (err error) {
 			defer func() { <-streams }()
+			defer rescue.Into(&err)
 			return b.count(gctx, l, c, pending)
 		})
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/continuity/fs"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // Dirs are the directories of an overlay mount that a layer is made for.
@@ -203,11 +205,14 @@ func (u *unpacker) copyUp(lower, name string) error {
 	pr, pw := io.Pipe()
 	g, ctx := errgroup.WithContext(u.ctx)
 	g.Go(func() error {
-		err := writeFile(ctx, pw, lower, filepath.Clean("/" + name)[1:])
+		err := rescue.Run(func() error { return writeFile(ctx, pw, lower, filepath.Clean("/" + name)[1:]) })
 		return errors.Join(err, pw.CloseWithError(err))
 	})
 	g.Go(func() error {
-		_, err := archive.Apply(ctx, u.root, pr, archive.WithParents(u.parents))
+		err := rescue.Run(func() error {
+			_, err := archive.Apply(ctx, u.root, pr, archive.WithParents(u.parents))
+			return err
+		})
 		return errors.Join(err, pr.CloseWithError(err))
 	})
 	return g.Wait()

@@ -35,14 +35,6 @@ func BenchmarkWriteUpper(b *testing.B) {
 	}
 }
 
-func BenchmarkUsage(b *testing.B) {
-	upper := manyFiles(b)
-	for b.Loop() {
-		_, _, err := rootfs.Usage(b.Context(), upper, -1)
-		must(b, err)
-	}
-}
-
 func BenchmarkApply(b *testing.B) {
 	layer := write(b, manyFiles(b))
 	dir := b.TempDir()
@@ -72,16 +64,51 @@ func BenchmarkWatch(b *testing.B) {
 	upper := manyMore(b)
 	ledger := limits.NewLedger(-1)
 	charge(b, ledger, write(b, upper)) // all of it is in the image below, too
-	b.Run("usage", func(b *testing.B) {
+	b.Run("first look", func(b *testing.B) {
 		for b.Loop() {
-			_, _, err := rootfs.Usage(b.Context(), upper, -1)
+			_, _, err := rootfs.NewGauge(upper).Look(b.Context(), 0)
 			must(b, err)
 		}
 	})
-	b.Run("growth", func(b *testing.B) {
+	b.Run("look", func(b *testing.B) {
+		g := rootfs.NewGauge(upper)
 		for b.Loop() {
-			_, _, err := rootfs.Growth(b.Context(), upper, ledger.Held)
+			_, _, err := g.Look(b.Context(), 0)
 			must(b, err)
 		}
 	})
+	b.Run("credit", func(b *testing.B) {
+		for b.Loop() {
+			_, err := rootfs.Credit(b.Context(), upper, ledger.Held)
+			must(b, err)
+		}
+	})
+}
+
+// BenchmarkWatchAMillion looks at a million files, in one directory and in a
+// thousand, while one is added between two looks.
+func BenchmarkWatchAMillion(b *testing.B) {
+	if testing.Short() {
+		b.Skip("makes a million files")
+	}
+	for _, each := range []int{1_000_000, 1000} {
+		b.Run(fmt.Sprintf("%d a directory", each), func(b *testing.B) {
+			upper := b.TempDir()
+			for i := range 1_000_000 {
+				dir := filepath.Join(upper, fmt.Sprint("d", i/each))
+				if i%each == 0 {
+					must(b, os.Mkdir(dir, 0o755))
+				}
+				must(b, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), []byte("x"), 0o644))
+			}
+			g := rootfs.NewGauge(upper)
+			_, _, err := g.Look(b.Context(), 0)
+			must(b, err)
+			for i := 0; b.Loop(); i++ {
+				must(b, os.WriteFile(filepath.Join(upper, "d0", fmt.Sprint("more", i)), []byte("x"), 0o644))
+				_, _, err := g.Look(b.Context(), 0)
+				must(b, err)
+			}
+		})
+	}
 }

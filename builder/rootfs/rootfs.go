@@ -3,7 +3,7 @@
 //
 // What a step changed is exactly what its upper directory holds, so
 // [WriteUpper] makes a layer without a look at the directories below, and
-// [Usage] and [Growth] watch a step that still writes. [Apply] unpacks a layer
+// [Gauge] and [Credit] watch a step that still writes. [Apply] unpacks a layer
 // into an upper directory. Deletions are device files and attributes on one
 // side and names that begin with ".wh." on the other; see whiteout.go.
 //

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // An Upper writes entries into an empty upper directory. It is much faster
@@ -107,7 +109,7 @@ func (u *Upper) File(h *tar.Header, open func() (io.ReadCloser, error)) error {
 func (u *Upper) work() {
 	buf := make([]byte, 256<<10)
 	for write := range u.pending {
-		write(buf)
+		u.note(rescue.Run(func() error { write(buf); return nil }))
 	}
 }
 

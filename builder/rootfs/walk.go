@@ -34,9 +34,7 @@ func (e *entry) isDir() bool { return e.st.Mode&unix.S_IFMT == unix.S_IFDIR }
 // even if someone moves things about.
 type walker struct {
 	ctx   context.Context // of this walk, which is one call
-	live  bool            // what vanishes during the walk is no error
 	visit func(*entry) error
-	leave func(*entry) error // of a directory, after what it holds; may be nil
 }
 
 func (w *walker) walk(root string) error {
@@ -51,9 +49,6 @@ func (w *walker) walk(root string) error {
 func (w *walker) children(dir *os.File, path string) error {
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
-		if w.gone(err) {
-			return nil
-		}
 		return err
 	}
 	slices.Sort(names)
@@ -78,35 +73,20 @@ func (w *walker) entry(e *entry) error {
 	}
 	err := unix.Fstatat(int(e.parent.Fd()), e.name, &e.st, unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
-		return w.forgive(e.fail("stat", err))
+		return e.fail("stat", err)
 	}
 	if !e.isDir() {
 		return w.visit(e)
 	}
 	e.dir, err = e.open(unix.O_DIRECTORY)
 	if err != nil {
-		return w.forgive(err)
+		return err
 	}
 	defer e.dir.Close()
 	if err := w.visit(e); err != nil {
 		return err
 	}
-	if err := w.children(e.dir, e.path); err != nil || w.leave == nil {
-		return err
-	}
-	return w.leave(e)
-}
-
-// gone reports whether err only says that others are at work.
-func (w *walker) gone(err error) bool {
-	return w.live && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP))
-}
-
-func (w *walker) forgive(err error) error {
-	if w.gone(err) {
-		return nil
-	}
-	return err
+	return w.children(e.dir, e.path)
 }
 
 func (e *entry) fail(op string, err error) error {

@@ -99,15 +99,15 @@ func TestWriteUpperRefuses(t *testing.T) {
 		if err := rootfs.WriteUpper(t.Context(), tar.NewWriter(io.Discard), o.upper, nil); !errors.Is(err, rootfs.ErrUpper) {
 			t.Errorf("got %v, want %v", err, rootfs.ErrUpper)
 		}
-		if _, _, err := rootfs.Usage(t.Context(), o.upper, -1); !errors.Is(err, rootfs.ErrUpper) {
-			t.Errorf("usage: got %v, want %v", err, rootfs.ErrUpper)
+		if _, _, err := rootfs.NewGauge(o.upper).Look(t.Context(), 0); err != nil {
+			t.Errorf("gauge: %v", err)
 		}
 	})
 }
 
-// TestUsageAndGrowthAgreeWithTheLedger charges what a change writes and sees
+// TestGaugeAndCreditAgreeWithTheLedger charges what a change writes and sees
 // what the watchers of the same directory say.
-func TestUsageAndGrowthAgreeWithTheLedger(t *testing.T) {
+func TestGaugeAndCreditAgreeWithTheLedger(t *testing.T) {
 	for _, tc := range changes {
 		t.Run(tc.name, func(t *testing.T) {
 			o := newOverlay(t)
@@ -116,10 +116,11 @@ func TestUsageAndGrowthAgreeWithTheLedger(t *testing.T) {
 			charge(t, ledger, write(t, o.lowers[0]))
 			before := ledger.Total()
 			o.within(func(root string) { sh(t, root, tc.script) })
-			usage, _, err := rootfs.Usage(t.Context(), o.upper, -1)
+			usage, _, err := rootfs.NewGauge(o.upper).Look(t.Context(), 0)
 			must(t, err)
-			growth, _, err := rootfs.Growth(t.Context(), o.upper, ledger.Held)
+			credit, err := rootfs.Credit(t.Context(), o.upper, ledger.Held)
 			must(t, err)
+			growth := usage - credit
 			charge(t, ledger, write(t, o.upper))
 			added := ledger.Total() - before
 			if usage < added {
@@ -144,20 +145,9 @@ func charge(t testing.TB, l *limits.Ledger, layer []byte) {
 	must(t, err)
 }
 
-func TestUsageStops(t *testing.T) {
-	upper := t.TempDir()
-	sh(t, upper, "mkdir d; truncate -s 1M d/large; truncate -s 1K d/small; ln d/large d/zz; truncate -s 9M e")
-	if n, path, err := rootfs.Usage(t.Context(), upper, 1<<20); err != nil || path != "/d/large" || n != 1<<20+blockSize {
-		t.Errorf("stopped at %d, %s, %v", n, path, err)
-	}
-	if n, path, err := rootfs.Usage(t.Context(), upper, -1); err != nil || path != "/e" || n != 10<<20+2*blockSize {
-		t.Errorf("whole: %d, %s, %v", n, path, err)
-	}
-}
-
-// TestUsageWhileOthersWrite walks directories that are exchanged with links to
+// TestGaugeWhileOthersWrite walks directories that are exchanged with links to
 // one outside.
-func TestUsageWhileOthersWrite(t *testing.T) {
+func TestGaugeWhileOthersWrite(t *testing.T) {
 	upper, outside := t.TempDir(), t.TempDir()
 	sh(t, outside, "truncate -s 1T large")
 	sh(t, upper, "for i in 1 2 3 4 5 6 7 8; do mkdir -p d$i/e; ln -s "+outside+" l$i; done")
@@ -177,9 +167,10 @@ func TestUsageWhileOthersWrite(t *testing.T) {
 			}
 		}
 	}()
+	g := rootfs.NewGauge(upper)
 	for range 4000 {
-		if n, path, err := rootfs.Usage(t.Context(), upper, -1); err != nil || n > 1<<20 {
-			t.Errorf("usage %d, %s, %v", n, path, err)
+		if n, path, err := g.Look(t.Context(), 0); err != nil || n > 1<<20 {
+			t.Errorf("gauge %d, %s, %v", n, path, err)
 			break
 		}
 	}
@@ -187,10 +178,10 @@ func TestUsageWhileOthersWrite(t *testing.T) {
 	must(t, <-done)
 }
 
-// TestGrowthWhileOthersWrite measures a directory that changes all the time, as
+// TestCreditWhileOthersWrite measures a directory that changes all the time, as
 // under a step that is running: files, whiteouts and opaque directories come
 // and go. What stays is counted in the end.
-func TestGrowthWhileOthersWrite(t *testing.T) {
+func TestCreditWhileOthersWrite(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to make whiteouts")
 	}
@@ -216,8 +207,9 @@ func TestGrowthWhileOthersWrite(t *testing.T) {
 			}
 		})
 	}
+	g := rootfs.NewGauge(upper)
 	for range 1500 {
-		n, _, err := rootfs.Growth(t.Context(), upper, ledger.Held)
+		n, err := growth(t, g, upper, ledger)
 		if err != nil || n > 8*65*blockSize || n < -ledger.Total() {
 			t.Errorf("growth %d, %v", n, err)
 			break
@@ -230,12 +222,19 @@ func TestGrowthWhileOthersWrite(t *testing.T) {
 	sh(t, upper, "mkdir d0; mknod d0/f0 c 0 0; mkdir d1; truncate -s 9000 d1/new")
 	must(t, unix.Lsetxattr(filepath.Join(upper, "d1"), "trusted.overlay.opaque", []byte("y"), 0))
 	before := ledger.Total()
-	n, _, err := rootfs.Growth(t.Context(), upper, ledger.Held)
+	n, err := growth(t, g, upper, ledger)
 	must(t, err)
 	charge(t, ledger, write(t, upper))
 	if want := ledger.Total() - before; n != want {
 		t.Errorf("growth %d, the layer adds %d", n, want)
 	}
+}
+
+// growth is what an upper directory adds to the image below it.
+func growth(t *testing.T, g *rootfs.Gauge, upper string, below *limits.Ledger) (int64, error) {
+	n, _, err := g.Look(t.Context(), 0)
+	credit, creditErr := rootfs.Credit(t.Context(), upper, below.Held)
+	return n - credit, errors.Join(err, creditErr)
 }
 
 // churn changes one of eight directories. Some of it fails where another one

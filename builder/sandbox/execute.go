@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 var (
@@ -76,7 +78,8 @@ func (r *Runner) execute(ctx context.Context, p *Process, s *bundle) (int, error
 	return r.result(cmd, waitErr, pidFile, logFile)
 }
 
-func (p *Process) watch(ctx context.Context) error {
+func (p *Process) watch(ctx context.Context) (err error) {
+	defer rescue.Into(&err)
 	if p.Watch == nil {
 		return nil
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"sync"
+
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 var errClosed = errors.New("compress: writer is closed")
@@ -158,7 +160,7 @@ func (w *Writer) start() {
 		w.done.Go(func() {
 			e := w.newEncoder()
 			for m := range w.work {
-				w.fill(e, m)
+				w.fail(rescue.Run(func() error { w.fill(e, m); return nil }))
 				m.ready <- struct{}{}
 			}
 		})
@@ -167,7 +169,7 @@ func (w *Writer) start() {
 		for m := range w.order {
 			<-m.ready
 			if w.failed() == nil {
-				w.deliver(m)
+				w.fail(rescue.Run(func() error { w.deliver(m); return nil }))
 			}
 			m.in, m.parts = m.in[:0], m.parts[:0]
 			w.free <- m
