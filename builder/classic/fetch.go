@@ -14,18 +14,27 @@ import (
 // shared is carrier-grade NAT's range (RFC 6598), private in effect.
 var shared = netip.MustParsePrefix("100.64.0.0/10")
 
-// NewFetch returns a transport for what Dockerfiles name by URL. It reaches
-// public addresses and those that allow lists: the address is checked after
-// name resolution, for redirects too.
-func NewFetch(allow []netip.Prefix) http.RoundTripper {
+// A Dial connects to a host, as [net.Dialer.DialContext] does.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+// NewDial returns a Dial for what Dockerfiles name by address. It reaches public
+// addresses and those that allow lists: the address is checked after name
+// resolution.
+func NewDial(allow []netip.Prefix) Dial {
 	dial := &net.Dialer{
 		Timeout: 30 * time.Second,
 		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
 			return checkAddress(address, allow)
 		},
 	}
+	return dial.DialContext
+}
+
+// NewFetch returns a transport for what Dockerfiles name by URL. It reaches
+// what [NewDial] reaches, for redirects too.
+func NewFetch(allow []netip.Prefix) http.RoundTripper {
 	return &http.Transport{
-		DialContext: dial.DialContext, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 30 * time.Second,
+		DialContext: NewDial(allow), ForceAttemptHTTP2: true, TLSHandshakeTimeout: 30 * time.Second,
 		ResponseHeaderTimeout: time.Minute, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
 	}
 }
