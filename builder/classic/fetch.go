@@ -9,10 +9,9 @@ import (
 	"slices"
 	"syscall"
 	"time"
-)
 
-// shared is carrier-grade NAT's range (RFC 6598), private in effect.
-var shared = netip.MustParsePrefix("100.64.0.0/10")
+	"github.com/slipwayhq/slipway/builder/sandbox"
+)
 
 // A Dial connects to a host, as [net.Dialer.DialContext] does.
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -39,6 +38,8 @@ func NewFetch(allow []netip.Prefix) http.RoundTripper {
 	}
 }
 
+// checkAddress refuses what RUN steps may not reach either, and the machine
+// itself.
 func checkAddress(address string, allow []netip.Prefix) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -48,15 +49,27 @@ func checkAddress(address string, allow []netip.Prefix) error {
 	if slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 		return nil
 	}
-	if ip.IsGlobalUnicast() && !ip.IsPrivate() && !shared.Contains(ip) {
-		return nil
+	if !sandbox.EgressAllowed(ip, nil) {
+		return &closedError{ip, "is not a public address"}
 	}
-	return &closedError{ip}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return err
+	}
+	for _, a := range own {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == ip {
+			return &closedError{ip, "is the daemon's machine"}
+		}
+	}
+	return nil
 }
 
 // A closedError says that a URL leads to an address that builds may not reach.
-type closedError struct{ ip netip.Addr }
+type closedError struct {
+	ip     netip.Addr
+	reason string
+}
 
 func (e *closedError) Error() string {
-	return fmt.Sprintf("%s is not a public address, and the operator does not allow it with --allow-egress", e.ip)
+	return fmt.Sprintf("%s %s, and the operator does not allow it with --allow-egress", e.ip, e.reason)
 }
