@@ -53,7 +53,7 @@ func TestJail(t *testing.T) {
 			return strings.TrimSpace(string(out))
 		}
 		for script, want := range map[string]string{
-			"id -u; id -g; id -G": "65534\n65534\n65534", "umask": "0022", "pwd": inside + "/tree", "echo $SLIPWAY_CANARY": "",
+			"id -u; id -g; id -G": "65534\n65534\n65534", "umask; :": "0022", "pwd": inside + "/tree", "echo $SLIPWAY_CANARY": "",
 			"cat /proc/net/dev | grep -c :": "1", "grep NoNewPrivs /proc/self/status": "NoNewPrivs:\t1", "grep CapEff /proc/self/status": "CapEff:\t0000000000000000",
 			"ls " + inside: "home\ntree", "stat -c %a " + inside + "/home/config": "600",
 		} {
