@@ -83,6 +83,9 @@ func FuzzFollow(f *testing.F) {
 			t.Errorf("%q leads to %q (%v), in the ledger to %q (%v)", dest, got, err, led, ledErr)
 		}
 		want, wantErr := fs.RootPath(dir, dest)
+		if errors.Is(wantErr, unix.ENOTDIR) {
+			return // COPY says so when it makes directories
+		}
 		if (wantErr == nil) != (err == nil) || err == nil && filepath.Join(dir, got) != want {
 			t.Errorf("%q leads to %q (%v), want %q (%v)", dest, got, err, strings.TrimPrefix(want, dir), wantErr)
 		}
