@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs, with apt, what is missing of the programs that Slipway (runc) and
+# Installs, with apt, what is missing of the programs that Slipway (runc, git) and
 # its tests (busybox, debootstrap) run, and says what it installs. Further
 # programs are named as arguments: PROGRAM:PACKAGE[,PACKAGE...].
 set -euo pipefail
@@ -9,6 +9,7 @@ packages=()
 need() { command -v "$1" >/dev/null || packages+=("${@:2}"); }
 
 need runc runc
+need git git ca-certificates
 need debootstrap debootstrap
 # Tests make root file systems of one program: it must be static.
 if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then

@@ -157,6 +157,9 @@ func (a *unpacking) run(ctx context.Context, n *node) error {
 	if err := a.stage.build.job.Session.Need(ctx, need); err != nil {
 		return err
 	}
+	if err := a.transfer.fetch(ctx); err != nil {
+		return err
+	}
 	parent, err := n.parent.rootSnapshot(ctx)
 	if err != nil {
 		return err

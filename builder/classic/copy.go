@@ -25,6 +25,7 @@ type copySource struct {
 	file *file    // what it leads to
 	from sourceFS // what it is in
 	url  bool     // it was downloaded
+	git  *clone   // it is a repository
 
 	// Of a directory, what to take of it; nil is everything.
 	include *patternmatcher.PatternMatcher
@@ -275,6 +276,9 @@ func (t *transfer) hash(ctx context.Context) (string, error) {
 }
 
 func (t *transfer) hashSource(ctx context.Context, src copySource) (string, error) {
+	if src.git != nil {
+		return src.git.identity(), nil
+	}
 	if !src.file.isDir() {
 		h, err := t.hashFile(ctx, src.from, src.name, src.file)
 		if src.url {
@@ -342,10 +346,9 @@ func sum(fields ...string) string {
 // entries lists the manifest entries whose content the transfer reads.
 func (t *transfer) entries() ([]int, error) {
 	var out []int
-	err := t.each(func(src copySource, _ string, f *file) error {
-		if src.url {
-			return nil
-		}
+	sent := *t
+	sent.sources = slices.DeleteFunc(slices.Clone(t.sources), func(src copySource) bool { return src.url || src.git != nil })
+	err := sent.each(func(_ copySource, _ string, f *file) error {
 		if f.typ == tar.TypeReg && f.size > 0 {
 			out = append(out, f.entry)
 		}

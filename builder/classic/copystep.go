@@ -186,6 +186,9 @@ func (s *stage) drafted(t *transfer) *change {
 
 // plan drafts a transfer's layer.
 func (s *stage) plan(ctx context.Context, t *transfer, d *draft) error {
+	if err := t.fetch(ctx); err != nil {
+		return err
+	}
 	if t.link {
 		d.below = nothing{}
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/classic"
+	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/builder/sandbox"
 	"github.com/slipwayhq/slipway/layercache"
@@ -43,7 +44,7 @@ func needMeans(tb testing.TB) {
 	if os.Getuid() != 0 {
 		lack("needs root: runs containers and mounts overlays")
 	}
-	for _, program := range []string{"runc", "busybox", "bash", "tar", "python3"} {
+	for _, program := range []string{"runc", "busybox", "bash", "tar", "python3", "git"} {
 		if _, err := exec.LookPath(program); err != nil {
 			lack("needs %s: %v", program, err)
 		}
@@ -66,6 +67,7 @@ type world struct {
 	onEmit   func(*slipwayv1.Event) // hears what builds say; may be nil
 	onNeed   func()                 // hears of contents that are asked for; may be nil
 	log      *bytes.Buffer
+	secrets  map[string]string // that clients have
 }
 
 type anyone struct{}
@@ -103,6 +105,9 @@ func (w *world) on(t *testing.T) *world {
 
 func (w *world) options() classic.Options {
 	mirror := &url.URL{Scheme: "http", Host: registryHost}
+	guard := []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+	git, err := gitfetch.New(gitfetch.Options{Root: filepath.Join(w.root, "git"), Dial: classic.NewDial(guard)})
+	w.must(err)
 	return classic.Options{
 		Bases: base.NewResolver(base.Options{
 			Mirrors: map[string][]*url.URL{"docker.io": {mirror}},
@@ -115,8 +120,8 @@ func (w *world) options() classic.Options {
 			Denied: func(err error) bool { return errors.Is(err, registry.ErrNotFound) },
 		}),
 		Unpacker: &layer.Unpacker{}, Runner: w.runner, Network: sandbox.None, Scratch: w.scratch,
-		Fetch: classic.NewFetch([]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}),
-		Log:   slog.New(slog.NewTextHandler(w.log, nil)),
+		Fetch: classic.NewFetch(guard), Git: git,
+		Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	}
 }
 
@@ -131,8 +136,10 @@ func (w *world) close() {
 	if err := errors.Join(w.runner.Close(context.Background()), w.registry.Close(), w.cache.Close()); err != nil {
 		w.tb.Errorf("close: %v", err)
 	}
-	if left, err := os.ReadDir(w.scratch); err != nil || len(left) > 0 {
-		w.tb.Errorf("views holds %v (%v) after the end", left, err)
+	for _, dir := range []string{w.scratch, filepath.Join(w.root, "git")} {
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			w.tb.Errorf("%s holds %v (%v) after the end", dir, left, err)
+		}
 	}
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), w.root) {
 		w.tb.Errorf("mounted below %s after the end (%v)", w.root, err)

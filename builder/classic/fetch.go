@@ -9,27 +9,37 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/slipwayhq/slipway/builder/sandbox"
 )
 
-// shared is carrier-grade NAT's range (RFC 6598), private in effect.
-var shared = netip.MustParsePrefix("100.64.0.0/10")
+// A Dial connects to a host, as [net.Dialer.DialContext] does.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-// NewFetch returns a transport for what Dockerfiles name by URL. It reaches
-// public addresses and those that allow lists: the address is checked after
-// name resolution, for redirects too.
-func NewFetch(allow []netip.Prefix) http.RoundTripper {
+// NewDial returns a Dial for what Dockerfiles name by address. It reaches public
+// addresses and those that allow lists: the address is checked after name
+// resolution.
+func NewDial(allow []netip.Prefix) Dial {
 	dial := &net.Dialer{
 		Timeout: 30 * time.Second,
 		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
 			return checkAddress(address, allow)
 		},
 	}
+	return dial.DialContext
+}
+
+// NewFetch returns a transport for what Dockerfiles name by URL. It reaches
+// what [NewDial] reaches, for redirects too.
+func NewFetch(allow []netip.Prefix) http.RoundTripper {
 	return &http.Transport{
-		DialContext: dial.DialContext, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 30 * time.Second,
+		DialContext: NewDial(allow), ForceAttemptHTTP2: true, TLSHandshakeTimeout: 30 * time.Second,
 		ResponseHeaderTimeout: time.Minute, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
 	}
 }
 
+// checkAddress refuses what RUN steps may not reach either, and the machine
+// itself.
 func checkAddress(address string, allow []netip.Prefix) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -39,15 +49,27 @@ func checkAddress(address string, allow []netip.Prefix) error {
 	if slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 		return nil
 	}
-	if ip.IsGlobalUnicast() && !ip.IsPrivate() && !shared.Contains(ip) {
-		return nil
+	if !sandbox.EgressAllowed(ip, nil) {
+		return &closedError{ip, "is not a public address"}
 	}
-	return &closedError{ip}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return err
+	}
+	for _, a := range own {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == ip {
+			return &closedError{ip, "is the daemon's machine"}
+		}
+	}
+	return nil
 }
 
 // A closedError says that a URL leads to an address that builds may not reach.
-type closedError struct{ ip netip.Addr }
+type closedError struct {
+	ip     netip.Addr
+	reason string
+}
 
 func (e *closedError) Error() string {
-	return fmt.Sprintf("%s is not a public address, and the operator does not allow it with --allow-egress", e.ip)
+	return fmt.Sprintf("%s %s, and the operator does not allow it with --allow-egress", e.ip, e.reason)
 }

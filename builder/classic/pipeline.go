@@ -2,6 +2,7 @@ package classic
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -18,6 +19,7 @@ import (
 	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/builder/sandbox"
 	"github.com/slipwayhq/slipway/limits"
@@ -38,6 +40,7 @@ type Options struct {
 	Network  sandbox.Mode      // of RUN steps
 	Limits   sandbox.Limits    // of RUN steps
 	Fetch    http.RoundTripper // of ADD URL; it guards which addresses may be reached
+	Git      *gitfetch.Fetcher // of ADD of repositories; nil refuses them
 	Scratch  string            // directory for mount points
 	Parallel int               // RUN steps of one build at once; 0 means one a core
 	Observe  builder.Observer  // may be nil
@@ -114,6 +117,7 @@ type build struct {
 	args    usedArgs
 	context contextFiles
 	mounts  mounts
+	clones  clones
 }
 
 // contextFiles is the build context's manifest as a tree, made once.
@@ -168,8 +172,8 @@ func (b *build) attempt(ctx context.Context) (*builder.Image, error) {
 	}
 	err := b.group.Wait()
 	b.passes.Wait()
-	if err := b.mounts.close(); err != nil {
-		b.opts.Log.Error("unmount", "build", b.job.ID, "err", err)
+	if err := errors.Join(b.mounts.close(), b.clones.close()); err != nil {
+		b.opts.Log.Error("unmount and remove", "build", b.job.ID, "err", err)
 	}
 	if err != nil || context.Cause(steps) != nil {
 		if cause := context.Cause(steps); cause != nil {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -458,9 +459,24 @@ func TestCheckAddress(t *testing.T) {
 	for address, ok := range map[string]bool{
 		"8.8.8.8:80": true, "[2606:4700::1111]:443": true, "10.1.2.3:80": true, "10.2.0.1:80": false, "127.0.0.1:80": false, "169.254.169.254:80": false,
 		"[::1]:80": false, "[::ffff:127.0.0.1]:80": false, "[fe80::1%eth0]:80": false, "100.64.0.1:80": false, "0.0.0.0:80": false, "224.0.0.1:80": false, "nonsense": false,
+		"0.0.0.1:80": false, "240.0.0.1:80": false, "[64:ff9b::a00:1]:80": false,
 	} {
 		if err := classic.CheckAddress(address, allow); (err == nil) != ok {
 			t.Errorf("%s: %v, want allowed: %t", address, err, ok)
+		}
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range own {
+		p := netip.MustParsePrefix(a.String())
+		at := netip.AddrPortFrom(p.Addr(), 80).String()
+		if classic.CheckAddress(at, allow) == nil {
+			t.Errorf("%s is this machine's, and open", at)
+		}
+		if err := classic.CheckAddress(at, []netip.Prefix{netip.PrefixFrom(p.Addr(), p.Addr().BitLen())}); err != nil {
+			t.Errorf("%s is allowed: %v", at, err)
 		}
 	}
 }

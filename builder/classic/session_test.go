@@ -66,7 +66,10 @@ func (s *session) Credentials(context.Context, string) (authn.AuthConfig, error)
 	return authn.AuthConfig{}, nil
 }
 
-func (*session) Secret(context.Context, string) ([]byte, bool, error) { return nil, false, nil }
+func (s *session) Secret(_ context.Context, id string) ([]byte, bool, error) {
+	value, ok := s.world.secrets[id]
+	return []byte(value), ok, nil
+}
 
 func (*session) Agent(context.Context, string) (io.ReadWriteCloser, error) { return nil, io.EOF }
 

@@ -279,7 +279,7 @@ func TestAuthorization(t *testing.T) {
 	server := gittest.Serve(t, false)
 	var argv sync.Map
 	server.Before = func(w http.ResponseWriter, r *http.Request) bool {
-		if strings.HasPrefix(r.URL.Path, "/away.git") {
+		if strings.HasPrefix(r.URL.Path, "/away.git") || strings.HasPrefix(r.URL.Path, "/closed.git/away") {
 			http.Redirect(w, r, thief.URL+r.URL.Path+"?"+r.URL.RawQuery, http.StatusFound)
 			return true
 		}
@@ -310,6 +310,12 @@ func TestAuthorization(t *testing.T) {
 	}
 	if _, _, err := d.get(t, gitfetch.Source{Remote: server.URL + "/away.git", Authorization: secret}); !errors.Is(err, gitfetch.ErrRedirect) {
 		t.Errorf("redirect: %v", err)
+	}
+	repo.Commit(map[string]string{".gitmodules": "[submodule \"s\"]\n\tpath = s\n\turl = ./away\n"})
+	repo.Git("update-index", "--add", "--cacheinfo", "160000,"+strings.Repeat("1", 40)+",s")
+	repo.Git("commit", "-q", "-m", "s")
+	if _, _, err := d.get(t, gitfetch.Source{Remote: repo.URL, Authorization: secret, Submodules: true}); err == nil {
+		t.Error("a submodule was fetched where it redirects to")
 	}
 	stolen.Range(func(k, v any) bool { t.Errorf("the other server got %v with %q", k, v); return true })
 	if slices.ContainsFunc(d.to, func(a string) bool { return strings.HasSuffix(thief.URL, a) }) {

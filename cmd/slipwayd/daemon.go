@@ -23,6 +23,7 @@ import (
 	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/classic"
+	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/builder/prebuilt"
 	"github.com/slipwayhq/slipway/builder/sandbox"
@@ -251,9 +252,13 @@ func (d *daemon) openSandbox(ctx context.Context) (err error) {
 }
 
 func (d *daemon) openServer(ctx context.Context) error {
-	fetch := classic.NewFetch(d.config.egress)
+	fetch, dial := classic.NewFetch(d.config.egress), classic.NewDial(d.config.egress)
 	if d.config.networkMode == sandbox.Host {
-		fetch = http.DefaultTransport
+		fetch, dial = http.DefaultTransport, new(net.Dialer).DialContext
+	}
+	git, err := gitfetch.New(gitfetch.Options{Root: d.dir("git"), Dial: dial, CA: d.config.buildCA})
+	if err != nil {
+		return err
 	}
 	bases := base.NewResolver(base.Options{
 		Mirrors: d.config.mirrorURLs, Insecure: d.config.insecureRegs, Log: d.log,
@@ -261,7 +266,7 @@ func (d *daemon) openServer(ctx context.Context) error {
 	})
 	pipeline := classic.New(classic.Options{
 		Bases:    bases,
-		Unpacker: &layer.Unpacker{}, Runner: d.runner, Network: d.config.networkMode, Fetch: fetch,
+		Unpacker: &layer.Unpacker{}, Runner: d.runner, Network: d.config.networkMode, Fetch: fetch, Git: git,
 		Limits:  sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids},
 		Scratch: d.dir("views"), Observe: d.counts, Log: d.log,
 	})

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/slipwayhq/slipway/builder/base"
+	"github.com/slipwayhq/slipway/builder/gitfetch"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/registry"
 	"github.com/slipwayhq/slipway/tokens"
@@ -108,7 +109,17 @@ func (d *daemon) checks(ctx context.Context) []*slipwayv1.Check {
 		}
 		out = append(out, &slipwayv1.Check{Name: c.Name, Status: status, Detail: c.Detail, Hint: c.Hint})
 	}
-	return append(out, d.diskCheck(ctx))
+	return append(out, gitCheck(ctx), d.diskCheck(ctx))
+}
+
+func gitCheck(ctx context.Context) *slipwayv1.Check {
+	c := &slipwayv1.Check{Name: "git", Status: slipwayv1.CheckStatus_CHECK_STATUS_OK}
+	version, err := gitfetch.Check(ctx)
+	if c.Detail = version; err != nil {
+		c.Status, c.Detail = slipwayv1.CheckStatus_CHECK_STATUS_WARNING, "not there: ADD of Git repositories fails"
+		c.Hint = "install git where the daemon runs"
+	}
+	return c
 }
 
 func (d *daemon) diskCheck(ctx context.Context) *slipwayv1.Check {

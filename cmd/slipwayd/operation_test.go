@@ -44,8 +44,8 @@ func TestRefusedBeforeBuilding(t *testing.T) {
 		{name: "COPY of what is not there", files: dockerfile("FROM busybox", "RUN true", "COPY nosuch /"), exit: exitUser, code: "file_not_found", line: 3, says: []string{"nosuch"}},
 		{name: "COPY of what is ignored", files: dockerfile("FROM busybox", "COPY secret /").and("secret", "s").and(".dockerignore", "secret\n"),
 			exit: exitUser, code: "file_not_found", line: 2, says: []string{"secret", ".dockerignore"}},
-		{name: "ADD of a repository", files: dockerfile("FROM busybox", "ADD https://github.com/org/repo.git#v1 /src"), exit: exitUser, code: "not_supported", line: 2,
-			says: []string{"Git repository", "clone"}},
+		{name: "ADD of a repository", files: dockerfile("FROM busybox", "ADD git@github.com:org/repo.git#v1 /src"), exit: exitUser, code: "not_supported", line: 2,
+			says: []string{"git@github.com", "https://github.com/org/repo.git#v1"}},
 		{name: "secret that nothing reads", files: ok, args: []string{"--build-secret", "npm=x"}, exit: exitUser, code: "not_supported", says: []string{"--build-secret npm"}},
 		{name: "a level for auto", files: ok, args: []string{"--compression", "auto", "--compression-level", "3"}, exit: exitUser, code: "invalid_argument", says: []string{"chooses the level"}},
 		{name: "registry's port", files: ok, env: []string{"SLIPWAY_ADDR=" + d.http}, exit: exitUnavailable, code: "unavailable", says: []string{d.http + " is a web server", "7070"}},
@@ -392,7 +392,7 @@ func TestHealthMetricsDoctor(t *testing.T) {
 	}
 	r := c.slipway("doctor", "--json")
 	r.value(&doctor)
-	if r.code() != exitDone || !doctor.OK || len(doctor.Checks) < 5 {
+	if r.code() != exitDone || !doctor.OK || len(doctor.Checks) < 6 || !strings.Contains(r.text(), `"git"`) {
 		t.Errorf("doctor: exit code %d\n%s", r.code(), r.text())
 	}
 	if r := c.with("SLIPWAY_API_TOKEN=wrong").slipway("doctor"); r.code() != exitAuth {
