@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/netip"
 	"net/url"
@@ -65,6 +66,9 @@ type world struct {
 	max      int64
 	onEmit   func(*slipwayv1.Event) // hears what builds say; may be nil
 	log      *bytes.Buffer
+
+	secrets map[string]string
+	agent   func(id string) (io.ReadWriteCloser, error)
 }
 
 type anyone struct{}

@@ -2,6 +2,7 @@ package classic
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -97,6 +98,7 @@ type build struct {
 	args    usedArgs
 	context contextFiles
 	mounts  mounts
+	bound   boundFiles
 }
 
 // contextFiles is the build context's manifest as a tree, made once.
@@ -138,7 +140,7 @@ func (b *build) Build(ctx context.Context) (*builder.Image, error) {
 	}
 	err := b.group.Wait()
 	b.passes.Wait()
-	if err := b.mounts.close(); err != nil {
+	if err := errors.Join(b.mounts.close(), b.bound.close(ctx)); err != nil {
 		b.opts.Log.Error("unmount", "build", b.job.ID, "err", err)
 	}
 	if err != nil || context.Cause(steps) != nil {

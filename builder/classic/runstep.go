@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"archive/tar"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/oklog/ulid/v2"
 	"golang.org/x/sys/unix"
 
@@ -26,18 +28,45 @@ import (
 )
 
 // checkRun refuses flags that this pipeline does not have.
-func checkRun(cmd *instructions.RunCommand) error {
+func (s *stage) checkRun(cmd *instructions.RunCommand) error {
 	for _, flag := range cmd.FlagsUsed {
-		if flag != "network" {
-			return failure.Userf(failure.NotSupported, "leave the flag out", "RUN --%s is not supported yet", flag)
+		switch flag {
+		case "network", "mount":
+		case "security":
+			return failure.Userf(failure.NotSupported, "leave the flag out: steps always run with Docker's default rights and are root in their container",
+				"RUN --security is not supported")
+		case "device":
+			return failure.Userf(failure.NotSupported, "leave the flag out: steps see none of the daemon's devices", "RUN --device is not supported")
+		default:
+			return failure.Userf(failure.NotSupported, "leave the flag out", "RUN --%s is not supported", flag)
 		}
 	}
-	for _, f := range cmd.Files {
-		if strings.HasPrefix(f.Data, "#!") {
-			return failure.Userf(failure.NotSupported, "leave the #! line out: the stage's SHELL runs the text", "RUN <<%s with an interpreter line is not supported yet", f.Name)
-		}
+	return s.checkMounts(cmd)
+}
+
+// script returns the text of a RUN that is nothing but one here-document.
+func script(cmd *instructions.RunCommand) (string, bool) {
+	if !cmd.PrependShell || len(cmd.Files) != 1 {
+		return "", false
 	}
-	return nil
+	if doc, err := parser.ParseHeredoc(strings.TrimSpace(strings.Join(cmd.CmdLine, " "))); doc == nil || err != nil {
+		return "", false
+	}
+	f := cmd.Files[0]
+	if f.Chomp {
+		return parser.ChompHeredocContent(f.Data), true
+	}
+	return f.Data, true
+}
+
+// program returns the file that a here-document with an interpreter line
+// becomes, nil for any other command.
+func program(cmd *instructions.RunCommand) *sandbox.Mount {
+	text, ok := script(cmd)
+	if !ok || !strings.HasPrefix(text, "#!") {
+		return nil
+	}
+	return &sandbox.Mount{Target: "/dev/pipes/" + path.Base(cmd.Files[0].Name), Data: []byte(text), Mode: 0o755, ReadOnly: true}
 }
 
 // runArgs is what RUN executes.
@@ -47,9 +76,8 @@ func runArgs(sh []string, cmd *instructions.RunCommand) []string {
 		return args
 	}
 	text := strings.Join(args, " ")
-	if len(cmd.Files) == 1 && strings.HasPrefix(strings.TrimSpace(text), "<<") && !strings.ContainsAny(strings.TrimSpace(text)[2:], " \t|;&") {
-		// Only the here-document: its text is the script.
-		return append(slices.Clone(sh), cmd.Files[0].Data)
+	if text, ok := script(cmd); ok {
+		return append(slices.Clone(sh), text)
 	}
 	for _, f := range cmd.Files {
 		text += "\n" + f.Data + f.Name
@@ -68,25 +96,38 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 	if len(args) == 0 {
 		args = image.Config.Cmd // RUN [] runs what the image runs
 	}
+	mounts, err := s.runMounts(steps, st, cmd)
+	if err != nil {
+		return err
+	}
 	values := s.scope.values(image.Config.Env)
 	recorded := pairs(s.scope.recorded(values))
 	createdBy := strings.Join(args, " ")
 	if len(values) > 0 {
 		createdBy = fmt.Sprintf("|%d %s", len(recorded), strings.Join(append(recorded, createdBy), " "))
 	}
-	r := &process{stage: s, step: st, done: done, sandbox: sandbox.Process{
+	parts := []layercache.Part{
+		{Name: "instruction", Value: fmt.Sprintf("RUN %q", args)},
+		{Name: "args", Value: fmt.Sprintf("%t %q", len(values) > 0, recorded)},
+		{Name: "network", Value: string(mode)},
+	}
+	r := &process{stage: s, step: st, done: done, mounts: mounts, sandbox: sandbox.Process{
 		ID: strings.ToLower(ulid.Make().String()), Volatile: true,
 		Args: args, Env: append(slices.Clone(image.Config.Env), pairs(values)...),
 		Dir: image.Config.WorkingDir, User: image.Config.User, Network: mode, Limits: s.build.opts.Limits,
 		Volumes: slices.Sorted(maps.Keys(image.Config.Volumes)),
 	}}
+	if file := program(cmd); file != nil {
+		r.sandbox.Mounts = append(r.sandbox.Mounts, *file)
+		r.sandbox.Args = append(slices.Clone(shellOf(&image)), file.Target)
+		parts = append(parts, layercache.Part{Name: "program", Value: file.Target})
+	}
 	return s.apply(ctx, steps, st, &change{
 		image: image, createdBy: createdBy,
-		key: fixed(
-			layercache.Part{Name: "instruction", Value: fmt.Sprintf("RUN %q", args)},
-			layercache.Part{Name: "args", Value: fmt.Sprintf("%t %q", len(values) > 0, recorded)},
-			layercache.Part{Name: "network", Value: string(mode)},
-		),
+		key: func(ctx context.Context) ([]layercache.Part, error) {
+			more, err := mounts.key(ctx)
+			return slices.Concat(parts, more), err
+		},
 		run:   r.run,
 		write: r.write,
 	}, done)
@@ -110,6 +151,7 @@ type process struct {
 	stage   *stage
 	step    *step
 	done    *slipwayv1.StepDone
+	mounts  *runMounts
 	sandbox sandbox.Process
 	upper   string
 	below   *node
@@ -121,6 +163,12 @@ func (p *process) run(ctx context.Context, n *node) error {
 	p.below = n.parent
 	build := p.stage.build
 	parent, err := n.parent.rootSnapshot(ctx)
+	if err != nil {
+		return err
+	}
+	// Before a slot is taken: who waits for a cache mount must not keep one.
+	release, err := p.mounts.prepare(ctx, &p.sandbox)
+	defer release()
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package classic_test
 
 import (
 	"context"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,10 +61,6 @@ func (s *session) Need(ctx context.Context, groups ...[]int) error {
 func (s *session) Credentials(context.Context, string) (authn.AuthConfig, error) {
 	return authn.AuthConfig{}, nil
 }
-
-func (*session) Secret(context.Context, string) ([]byte, bool, error) { return nil, false, nil }
-
-func (*session) Agent(context.Context, string) (io.ReadWriteCloser, error) { return nil, io.EOF }
 
 func (s *session) Context() *slipwayv1.ContextProgress { return &slipwayv1.ContextProgress{} }
 
