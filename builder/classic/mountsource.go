@@ -30,25 +30,30 @@ type mountSource struct {
 
 // mountSource returns the source of a bind or a cache; nil for what begins
 // empty.
-func (s *stage) mountSource(ctx context.Context, st *step, m *instructions.Mount) (*mountSource, error) {
-	src := &mountSource{build: s.build, path: path.Join("/", m.Source)}
+func (s *stage) mountSource(ctx context.Context, st *step, m *instructions.Mount) (src *mountSource, err error) {
+	bound := m.Type == instructions.MountTypeBind
+	src = &mountSource{build: s.build, path: path.Join("/", m.Source)}
 	switch {
-	case m.Type == instructions.MountTypeTmpfs, m.Type == instructions.MountTypeCache && (m.From == "" || m.From == "scratch"):
-		return nil, nil
-	case m.From == "scratch":
+	case m.From == "" && bound:
+		return src, src.ofContext(ctx)
+	case m.From == "scratch" && bound:
 		src.tree = s.fromScratch(st)
-		return src, nil
-	case m.From != "":
-		var err error
+	case m.From != "" && m.From != "scratch" && (bound || m.Type == instructions.MountTypeCache):
 		src.tree, err = s.origin(ctx, st, m.From)
-		return src, err
+	default:
+		return nil, nil
 	}
-	files, err := s.build.files(ctx)
+	return src, err
+}
+
+// ofContext looks the path up in the build context.
+func (m *mountSource) ofContext(ctx context.Context) error {
+	files, err := m.build.files(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	src.files = &transfer{what: "RUN --mount", from: files, context: true, dest: "/"}
-	return src, src.files.take(path.Join(".", src.path), src.path)
+	m.files = &transfer{what: "RUN --mount", from: files, context: true, dest: "/"}
+	return m.files.take(m.path, m.path)
 }
 
 // identity names what is shown: its content, or the stage's image and the path

@@ -73,12 +73,12 @@ func checkMount(m *instructions.Mount) error {
 	return nil
 }
 
-// A runMount is one --mount of a RUN step.
+// A runMount is one --mount of a RUN step, with all that its options leave out.
 type runMount struct {
 	*instructions.Mount
-	target string // absolute; "" if there is nothing to be seen
-	id     string // of a cache, secret or agent
-	source *mountSource
+	target string       // absolute; "" is a secret that is only a variable
+	id     string       // of a cache, secret or agent
+	source *mountSource // of a bind or cache; nil if it begins empty
 }
 
 // runMounts are the mounts of one RUN step.
@@ -97,40 +97,49 @@ func (s *stage) runMounts(ctx context.Context, st *step, cmd *instructions.RunCo
 			return nil, mountFailure(err)
 		}
 		m := &runMount{Mount: in, id: in.CacheID, target: in.Target}
-		var err error
 		switch m.Type {
 		case instructions.MountTypeSecret:
 			m.secretDefaults()
 		case instructions.MountTypeSSH:
-			if m.target == "" {
-				m.target = fmt.Sprintf("/run/buildkit/ssh_agent.%d", agents)
-			}
-			if m.id == "" {
-				m.id = "default"
-			}
+			m.agentDefaults(agents)
 			agents++
 		default:
-			m.target = strings.TrimSuffix(destination(s.node.image.Config.WorkingDir, in.Target), "/")
-			if m.id == "" {
-				m.id = path.Clean(in.Target)
-			}
-			m.source, err = s.mountSource(ctx, st, in)
+			m.fileDefaults(s.node.image.Config.WorkingDir)
 		}
-		if err != nil {
-			return nil, err
-		}
-		if m.target != "" {
-			m.target = path.Join("/", m.target)
-		}
-		if m.target == "" && m.Env == nil || m.target == "/" {
+		if m.target == "/" {
 			return nil, mountFailure(fmt.Errorf("invalid mount target %q", in.Target))
+		}
+		var err error
+		if m.source, err = s.mountSource(ctx, st, in); err != nil {
+			return nil, err
 		}
 		out.list = append(out.list, m)
 	}
 	return out, nil
 }
 
-// secretDefaults fills in what follows from the id or the target.
+// fileDefaults is for all that shows files of this side. A target is relative
+// to the working directory.
+func (m *runMount) fileDefaults(workdir string) {
+	if m.id == "" {
+		m.id = path.Clean(m.Target)
+	}
+	m.target = path.Clean(destination(workdir, m.Target))
+}
+
+// agentDefaults is for the n-th agent of a step.
+func (m *runMount) agentDefaults(n int) {
+	if m.id == "" {
+		m.id = "default"
+	}
+	if m.target == "" {
+		m.target = fmt.Sprintf("/run/buildkit/ssh_agent.%d", n)
+	}
+	m.target = path.Join("/", m.target)
+}
+
+// secretDefaults takes the id from the source or the target, the target and the
+// variable's name from the id.
 func (m *runMount) secretDefaults() {
 	if m.Source != "" {
 		m.id = m.Source
@@ -138,12 +147,16 @@ func (m *runMount) secretDefaults() {
 	if m.id == "" {
 		m.id = path.Base(m.target)
 	}
-	if m.target == "" && m.Env == nil {
-		m.target = "/run/secrets/" + path.Base(m.id)
-	}
 	if m.Env != nil && *m.Env == "" {
 		m.Env = &m.id
 	}
+	if m.target == "" && m.Env != nil {
+		return
+	}
+	if m.target == "" {
+		m.target = "/run/secrets/" + path.Base(m.id)
+	}
+	m.target = path.Join("/", m.target)
 }
 
 // key returns what the step depends on: what binds show, and of the others how
@@ -205,16 +218,17 @@ func (r *runMounts) prepare(ctx context.Context, p *sandbox.Process) (release fu
 	h := &held{}
 	shown := make([]*sandbox.Mount, len(r.list))
 	// What can fail soon, then what takes long, then what others wait for.
-	for _, part := range []func(context.Context, *runMount, *sandbox.Process) (*sandbox.Mount, error){
-		r.private, r.bind,
-	} {
-		for i, m := range r.list {
-			if shown[i] != nil {
-				continue
-			}
-			if shown[i], err = part(ctx, m, p); err != nil {
-				return h.release, err
-			}
+	for i, m := range r.list {
+		if shown[i], err = r.private(ctx, m, p); err != nil {
+			return h.release, err
+		}
+	}
+	for i, m := range r.list {
+		if m.Type != instructions.MountTypeBind {
+			continue
+		}
+		if shown[i], err = m.bind(ctx); err != nil {
+			return h.release, err
 		}
 	}
 	if err := r.caches(ctx, shown, h); err != nil {
@@ -228,25 +242,20 @@ func (r *runMounts) prepare(ctx context.Context, p *sandbox.Process) (release fu
 	return h.release, nil
 }
 
-// bind makes a bind or an empty file system in memory.
-func (r *runMounts) bind(ctx context.Context, m *runMount, _ *sandbox.Process) (*sandbox.Mount, error) {
-	switch m.Type {
-	case instructions.MountTypeTmpfs:
-		return &sandbox.Mount{Target: m.target, ReadOnly: m.ReadOnly, Size: m.SizeLimit}, nil
-	case instructions.MountTypeBind:
-		dir, err := m.source.open(ctx)
-		return &sandbox.Mount{Target: m.target, Source: dir, ReadOnly: m.ReadOnly, Discard: !m.ReadOnly}, err
-	}
-	return nil, nil
+func (m *runMount) bind(ctx context.Context) (*sandbox.Mount, error) {
+	source, err := m.source.open(ctx)
+	return &sandbox.Mount{Target: m.target, Source: source, ReadOnly: m.ReadOnly, Discard: !m.ReadOnly}, err
 }
 
 // maxSecret is as in BuildKit.
 const maxSecret = 500 << 10
 
-// private makes what the client is asked for: secrets and agents. Those that it
-// does not have and that are not required are left out.
+// private makes what is the process's own: memory, secrets and agents. What the
+// client does not have and the step does not require is left out.
 func (r *runMounts) private(ctx context.Context, m *runMount, p *sandbox.Process) (*sandbox.Mount, error) {
 	switch m.Type {
+	case instructions.MountTypeTmpfs:
+		return &sandbox.Mount{Target: m.target, ReadOnly: m.ReadOnly, Size: m.SizeLimit}, nil
 	case instructions.MountTypeSecret:
 		return r.secret(ctx, m, p)
 	case instructions.MountTypeSSH:
