@@ -225,6 +225,10 @@ RUN test ! -e /dev/pipes`,
 			dockerfile: "RUN --mount=type=cache true", err: "invalid mount target", line: 2,
 		},
 		{
+			name:       "a target that the image cannot have",
+			dockerfile: "RUN --mount=type=tmpfs,target=/etc/passwd/x true", err: "cannot mount at /etc/passwd/x: not a directory", hint: "targets of its mounts", line: 2,
+		},
+		{
 			name:       "a stage that is not there",
 			dockerfile: "RUN --mount=from=1,target=/c true", err: "invalid from flag value 1: index out of bounds", line: 2,
 		},
@@ -278,25 +282,30 @@ func TestMountKeys(t *testing.T) {
 RUN --mount=source=other,target=/o cat /o > /out
 FROM fid/base:1
 RUN --mount=source=d,target=/d cat /d/f
-RUN --mount=type=secret,id=key --mount=type=cache,target=/c,id=keys date >> /c/runs; cat /run/secrets/key
+RUN --mount=type=secret,id=key,required --mount=type=cache,target=/c,id=keys date >> /c/runs; cat /run/secrets/key
 RUN --mount=from=src,target=/s cat /s/out`
-	build := func(want string) {
+	build := func(want, needed string) {
 		t.Helper()
 		o := w.build(t.Context(), request{dir: dir, dockerfile: dockerfile})
 		o.pull()
 		if got := o.cached(); got != want {
 			t.Errorf("%s, want %s", got, want)
 		}
+		if got := strings.Join(sortedKeys(o.needed), " "); got != needed {
+			t.Errorf("needed %q, want %q", got, needed)
+		}
 	}
-	build("----")
+	build("----", "d/f other")
 	then := time.Now().Add(-time.Hour)
 	w.must(os.Chtimes(filepath.Join(dir, "d/f"), then, then))
-	w.secrets["key"] = "two"
-	build("++++")
+	w.secrets = nil // nobody asks for it
+	build("++++", "")
+	w.secrets = map[string]string{"key": "two"}
+	build("++++", "")
 	w.write(dir, map[string]string{"d/f": "two"})
-	build("+---")
+	build("+---", "d/f")
 	w.write(dir, map[string]string{"other": "two"})
-	build("-++-")
+	build("-++-", "other")
 }
 
 // cacheBuild is a build of an app that counts in a cache mount.

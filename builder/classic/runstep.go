@@ -201,7 +201,11 @@ func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error 
 	case errors.As(err, &size):
 		return p.tooLarge(ctx, size)
 	case errors.As(err, &start), errors.Is(err, sandbox.ErrUser):
-		return failure.Userf(failure.StepFailed, "check the command, its PATH and USER", "%v", err)
+		hint := "check the command, its PATH and USER"
+		if len(p.mounts.list) > 0 {
+			hint += ", and the targets of its mounts"
+		}
+		return failure.Userf(failure.StepFailed, hint, "%v", err)
 	case errors.Is(err, sandbox.ErrNetwork):
 		build := p.stage.build
 		build.opts.Log.ErrorContext(ctx, "a RUN step has no network", "build", build.job.ID, "err", err)
