@@ -67,6 +67,7 @@ type world struct {
 	onEmit   func(*slipwayv1.Event) // hears what builds say; may be nil
 	log      *bytes.Buffer
 
+	onNeed  func(path string) // hears what is asked for; may be nil
 	secrets map[string]string
 	agent   func(id string) (io.ReadWriteCloser, error)
 }

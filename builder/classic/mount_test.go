@@ -389,6 +389,29 @@ func TestCacheMountLocked(t *testing.T) {
 	}
 }
 
+// What later steps bind travels while an earlier one runs, if no variable
+// decides it.
+func TestMountPrefetch(t *testing.T) {
+	w := newWorld(t)
+	m, err := w.cache.Org("acme").Mount(t.Context(), layercache.MountOptions{App: "case", ID: "/c", Sharing: layercache.Locked})
+	w.must(err)
+	w.onNeed = func(path string) {
+		if path == "d/later" {
+			m.Release()
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	dir := t.TempDir()
+	w.write(dir, map[string]string{"d/later": "1", "named": "2", "skipped": "3"})
+	o := w.build(ctx, request{dir: dir, dockerfile: "FROM fid/base:1\nARG F=named\nRUN --mount=type=cache,target=/c,sharing=locked true\n" +
+		"RUN --mount=source=$F,target=/f cat /f\nRUN --mount=source=d,target=/d cat /d/later"})
+	o.pull()
+	if got := strings.Join(sortedKeys(o.needed), " "); got != "d/later named" {
+		t.Errorf("needed %q", got)
+	}
+}
+
 // Steps that lock the same two caches in different orders do not wait for each
 // other for ever, and never run at once.
 func TestCacheMountOrder(t *testing.T) {

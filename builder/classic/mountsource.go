@@ -15,6 +15,9 @@ import (
 	"github.com/slipwayhq/slipway/layercache"
 )
 
+// mountWhat is how messages begin.
+const mountWhat = "RUN --mount"
+
 // A mountSource is what a mount shows or begins with: a path of the build
 // context, or of a stage or image.
 type mountSource struct {
@@ -52,7 +55,7 @@ func (m *mountSource) ofContext(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.files = &transfer{what: "RUN --mount", from: files, context: true, dest: "/"}
+	m.files = &transfer{what: mountWhat, from: files, context: true, dest: "/"}
 	return m.files.take(m.path, m.path)
 }
 

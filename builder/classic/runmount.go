@@ -40,11 +40,10 @@ func sourcesOf(cmd instructions.Command) []string {
 }
 
 // checkMounts refuses mounts that cannot work, unless a variable decides that.
-func (s *stage) checkMounts(cmd *instructions.RunCommand) error {
+func (s *stage) checkMounts(st *step, cmd *instructions.RunCommand) error {
 	lex, none := shell.NewLex(s.build.file.escape), shell.EnvsFromSlice(nil)
-	open := false
 	err := cmd.Expand(func(word string) (string, error) {
-		open = open || strings.ContainsRune(word, '$')
+		st.variable = st.variable || strings.ContainsRune(word, '$')
 		out, _, err := lex.ProcessWord(word, none)
 		return out, err
 	})
@@ -53,14 +52,14 @@ func (s *stage) checkMounts(cmd *instructions.RunCommand) error {
 			err = checkMount(m)
 		}
 	}
-	if err == nil || open {
+	if err == nil || st.variable {
 		return nil
 	}
 	return mountFailure(err)
 }
 
 func mountFailure(err error) error {
-	return failure.Userf(failure.DockerfileInvalid, mountHint, "RUN --mount: %v", err)
+	return failure.Userf(failure.DockerfileInvalid, mountHint, mountWhat+": %v", err)
 }
 
 func checkMount(m *instructions.Mount) error {

@@ -28,7 +28,7 @@ import (
 )
 
 // checkRun refuses flags that this pipeline does not have.
-func (s *stage) checkRun(cmd *instructions.RunCommand) error {
+func (s *stage) checkRun(st *step, cmd *instructions.RunCommand) error {
 	for _, flag := range cmd.FlagsUsed {
 		switch flag {
 		case "network", "mount":
@@ -41,7 +41,7 @@ func (s *stage) checkRun(cmd *instructions.RunCommand) error {
 			return failure.Userf(failure.NotSupported, "leave the flag out", "RUN --%s is not supported", flag)
 		}
 	}
-	return s.checkMounts(cmd)
+	return s.checkMounts(st, cmd)
 }
 
 // script returns the text of a RUN that is nothing but one here-document.

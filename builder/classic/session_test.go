@@ -45,6 +45,9 @@ func (s *session) Need(ctx context.Context, groups ...[]int) error {
 		s.mu.Lock()
 		s.needed[e.Path] = true
 		s.mu.Unlock()
+		if s.world.onNeed != nil {
+			s.world.onNeed(e.Path)
+		}
 		r, err := s.dir.Open(e)
 		if err != nil {
 			return err

@@ -137,7 +137,7 @@ func (s *stage) resolveFrom() error {
 // step needs of other stages.
 func (s *stage) check(st *step) error {
 	if cmd, ok := st.cmd.(*instructions.RunCommand); ok {
-		if err := s.checkRun(cmd); err != nil {
+		if err := s.checkRun(st, cmd); err != nil {
 			return failure.At(err, failure.Preflight, st.line)
 		}
 	}
