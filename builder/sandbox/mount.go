@@ -84,9 +84,9 @@ func points(rootfs string, p *Process) ([]point, error) {
 	}
 	for i := range list {
 		at := &list[i]
-		outside := func(p string) bool { return below(at.path, p) }
-		at.inside = slices.ContainsFunc(append(volumes, "/dev", "/proc", "/sys"), outside) ||
-			slices.ContainsFunc(list, func(o point) bool { return outside(o.path) })
+		within := func(dir string) bool { return below(at.path, dir) }
+		at.inside = slices.ContainsFunc(append(volumes, "/dev", "/proc", "/sys"), within) ||
+			slices.ContainsFunc(list, func(o point) bool { return within(o.path) })
 	}
 	return list, nil
 }
