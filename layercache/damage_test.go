@@ -259,7 +259,7 @@ func TestGarbageRecords(t *testing.T) {
 		"empty":   func([]byte) []byte { return nil },
 		"other":   func([]byte) []byte { return []byte("garbage") },
 	}
-	for _, bucket := range []string{"steps", "layers", "snapshots", "packs", "packed", "contents", "builds", "used"} {
+	for _, bucket := range []string{"steps", "layers", "snapshots", "packs", "packed", "contents", "mounts", "builds", "used"} {
 		for name, change := range changes {
 			t.Run(bucket+" "+name, func(t *testing.T) {
 				opts := layercache.Options{Root: t.TempDir(), MinFree: -1}
@@ -317,6 +317,7 @@ func fill(t *testing.T, c *layercache.Cache) (layercache.Key, string) {
 	if err := w.Flush(ctx); err != nil {
 		t.Fatal(err)
 	}
+	must(c.Mount(ctx, layercache.MountOptions{App: "app", ID: "id"}))(t).Release()
 	if err := c.MarkBuild(ctx, "app", []layercache.Key{k}, nil); err != nil {
 		t.Fatal(err)
 	}

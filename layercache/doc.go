@@ -1,6 +1,7 @@
 // Package layercache keeps what builds can use again: compressed layers, the
-// snapshots that steps run on, the files of build contexts, and the records
-// that tell which of them a step would make.
+// snapshots that steps run on, the files of build contexts, the directories
+// that steps keep for themselves, and the records that tell which of them a
+// step would make.
 //
 // One [Store] owns a directory: containerd's local content store, its
 // overlayfs snapshotter and its bbolt metadata database, with Slipway's own
@@ -19,6 +20,6 @@
 // nothing else is left.
 //
 // Read [Open] and [Store.Org] first, then [Cache.Create] for blobs, [Cache.Step]
-// and [Cache.Layer] for records, [Cache.Prepare] for snapshots and
-// [Cache.Contents] for build contexts.
+// and [Cache.Layer] for records, [Cache.Prepare] for snapshots,
+// [Cache.Contents] for build contexts and [Cache.Mount] for cache mounts.
 package layercache

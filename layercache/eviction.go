@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -107,7 +109,7 @@ func (id recordID) String() string {
 		return "snapshot " + id.key
 	case mountKind:
 		_, name := mountParts(id.key)
-		return "cache mount " + name
+		return "cache mount " + strings.Trim(strconv.Quote(name), `"`)
 	case trailKind:
 		return "explanation " + id.key[:12]
 	default:

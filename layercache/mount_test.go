@@ -98,6 +98,10 @@ func TestMountSharing(t *testing.T) {
 	}
 	dir := alone.Dir()
 	alone.Release()
+	mine := take(t, c, layercache.MountOptions{App: "a", ID: "mine", Sharing: layercache.Private})
+	if other := take(t, c, layercache.MountOptions{App: "a", ID: "mine"}); other.Dir() == mine.Dir() {
+		t.Error("who has it alone has it with one that shares")
+	}
 	// The free one that was used last, not a new one.
 	last := take(t, c, of(layercache.Private))
 	if last.Dir() != dir {

@@ -32,7 +32,7 @@ type Options struct {
 	MaxBytes int64          // ceiling of the cache; 0 means 50 GB, less than 0 none
 	MinFree  int64          // what stays free on the disk; 0 means 5 % but at most 5 GB, less than 0 nothing
 	Log      *slog.Logger   // gets a record for each eviction and repair; nil means none
-	OnEvict  func(Eviction) // called after each eviction, one at a time; nil means none
+	OnEvict  func(Eviction) // called after each eviction, one at a time; it must not ask for usage; nil means none
 }
 
 // A Store is the cache of all orgs on one disk. Its methods, and those of all

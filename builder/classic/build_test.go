@@ -203,9 +203,6 @@ COPY --from=fid/base:1 /etc/group /g`,
 			name: "a file that a stage does not have", dockerfile: "FROM fid/base:1 AS a\nFROM scratch\nCOPY --from=a /nope /y", err: "COPY failed: stat nope: file does not exist", line: 3,
 		},
 		{
-			name: "RUN --mount is refused before anything runs", dockerfile: "FROM fid/base:1\nRUN false\nRUN --mount=type=cache,target=/c true", err: "RUN --mount is not supported yet", line: 3,
-		},
-		{
 			name: "here-documents",
 			dockerfile: `FROM fid/base:1
 RUN <<EOF

@@ -72,10 +72,11 @@ func (s *stage) expand(cmd instructions.Command) error {
 		return nil
 	}
 	if ex, ok := cmd.(instructions.SupportsSingleWordExpansion); ok {
-		if _, isRun := cmd.(*instructions.RunCommand); isRun {
-			return nil
+		err := ex.Expand(word)
+		if _, isRun := cmd.(*instructions.RunCommand); isRun && err != nil {
+			return mountFailure(err)
 		}
-		if err := ex.Expand(word); err != nil {
+		if err != nil {
 			return unexpanded(err)
 		}
 	}

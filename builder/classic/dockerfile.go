@@ -74,6 +74,8 @@ type step struct {
 	source string
 	line   int
 	end    int
+
+	variable bool // variables decide what it mounts
 }
 
 func newStep(number int, cmd instructions.Command, source string, at []parser.Range) *step {

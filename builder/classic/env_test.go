@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/netip"
 	"net/url"
@@ -65,9 +66,11 @@ type world struct {
 	opts     classic.Options
 	max      int64
 	onEmit   func(*slipwayv1.Event) // hears what builds say; may be nil
-	onNeed   func()                 // hears of contents that are asked for; may be nil
 	log      *bytes.Buffer
-	secrets  map[string]string // that clients have
+
+	onNeed  func(path string) // hears what is asked for; may be nil
+	secrets map[string]string
+	agent   func(id string) (io.ReadWriteCloser, error)
 }
 
 type anyone struct{}

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"context"
 	"io"
+	"slices"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
@@ -31,6 +32,7 @@ func Unpack(ctx context.Context, archive io.Reader, dest string, dirs rootfs.Dir
 		return err
 	}
 	defer plain.Close()
+	relocate := relocateInto(layersTree(slices.Concat([]string{dirs.Upper}, dirs.Parents)), marks{})
 	return piped(
 		func(w io.Writer) error { return relocate(w, tar.NewReader(plain), dest) },
 		func(r io.Reader) error { return rootfs.Apply(ctx, r, dirs) },

@@ -53,7 +53,7 @@ func TestPanicsFailTheBuildAlone(t *testing.T) {
 		{"a push", "FROM scratch\nCOPY f /\n", emits(func(e *slipwayv1.Event) bool { return e.GetPush() != nil })},
 		{"a pull", "FROM " + ref + "\n", emits(func(e *slipwayv1.Event) bool { return e.GetPull() != nil })},
 		{"preflight", "FROM scratch\nCOPY f /\n", emits(func(e *slipwayv1.Event) bool { return e.GetPlan() != nil })},
-		{"contents", "FROM scratch\nCOPY f /\n", func(w *world) { w.onNeed = func() { panic("boom") } }},
+		{"contents", "FROM scratch\nCOPY f /\n", func(w *world) { w.onNeed = func(string) { panic("boom") } }},
 		{"a RUN step", run, func(w *world) { w.opts.Bases, w.opts.Runner = shell, brokenRunner{Runner: w.runner} }},
 		{"a watch", "FROM " + registryHost + "/fid/base:1\nRUN sleep 30\n", func(w *world) {
 			w.opts.Bases, w.opts.Runner = shell, brokenRunner{w.runner, true}

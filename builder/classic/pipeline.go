@@ -118,6 +118,7 @@ type build struct {
 	context contextFiles
 	mounts  mounts
 	clones  clones
+	bound   boundFiles
 }
 
 // contextFiles is the build context's manifest as a tree, made once.
@@ -172,7 +173,7 @@ func (b *build) attempt(ctx context.Context) (*builder.Image, error) {
 	}
 	err := b.group.Wait()
 	b.passes.Wait()
-	if err := errors.Join(b.mounts.close(), b.clones.close()); err != nil {
+	if err := errors.Join(b.mounts.close(), b.bound.close(ctx), b.clones.close()); err != nil {
 		b.opts.Log.Error("unmount and remove", "build", b.job.ID, "err", err)
 	}
 	if err != nil || context.Cause(steps) != nil {

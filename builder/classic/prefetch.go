@@ -2,6 +2,7 @@ package classic
 
 import (
 	"context"
+	"path"
 	"slices"
 	"strings"
 
@@ -9,7 +10,7 @@ import (
 )
 
 // bust says that st missed the cache: the steps after it will run too, so the
-// contents that they copy may travel while st runs.
+// contents that they read may travel while st runs.
 func (s *stage) bust(ctx context.Context, st *step) {
 	s.busted = true
 	var copies []copyFlags
@@ -17,6 +18,7 @@ func (s *stage) bust(ctx context.Context, st *step) {
 		if f, ok := plainCopy(later.cmd); ok {
 			copies = append(copies, f)
 		}
+		copies = append(copies, plainBinds(later)...)
 	}
 	if len(copies) == 0 {
 		return
@@ -52,6 +54,31 @@ func plainCopy(cmd instructions.Command) (copyFlags, bool) {
 	return f, len(f.src.SourcePaths) > 0 && len(f.exclude) == 0
 }
 
+// plainBinds returns what a RUN binds of the context's files, if no variable
+// decides it.
+func plainBinds(st *step) []copyFlags {
+	cmd, ok := st.cmd.(*instructions.RunCommand)
+	if !ok || st.variable {
+		return nil
+	}
+	var all []copyFlags
+	for _, m := range instructions.GetMounts(cmd) {
+		if m.Type == instructions.MountTypeBind && m.From == "" {
+			all = append(all, copyFlags{what: mountWhat, src: instructions.SourcesAndDest{SourcePaths: []string{m.Source}}})
+		}
+	}
+	return all
+}
+
+// pick finds the files that a COPY, an ADD or a bind reads.
+func (t *transfer) pick(f copyFlags) error {
+	if f.what != mountWhat {
+		return t.choose(f.src.SourcePaths)
+	}
+	at := path.Join("/", f.src.SourcePaths[0])
+	return t.take(at, at)
+}
+
 // prefetch asks for the contents of the copies, those of the first one first.
 func (s *stage) prefetch(ctx context.Context, copies []copyFlags) error {
 	files, err := s.build.files(ctx)
@@ -61,7 +88,7 @@ func (s *stage) prefetch(ctx context.Context, copies []copyFlags) error {
 	var need [][]int
 	for _, f := range copies {
 		t := &transfer{what: f.what, from: files, context: true, parents: f.parents, dest: "/"}
-		if err := t.choose(f.src.SourcePaths); err != nil {
+		if err := t.pick(f); err != nil {
 			return err
 		}
 		entries, err := t.entries()

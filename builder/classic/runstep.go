@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"archive/tar"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/oklog/ulid/v2"
 	"github.com/opencontainers/go-digest"
@@ -28,18 +30,45 @@ import (
 )
 
 // checkRun refuses flags that this pipeline does not have.
-func checkRun(cmd *instructions.RunCommand) error {
+func (s *stage) checkRun(st *step, cmd *instructions.RunCommand) error {
 	for _, flag := range cmd.FlagsUsed {
-		if flag != "network" {
-			return failure.Userf(failure.NotSupported, "leave the flag out", "RUN --%s is not supported yet", flag)
+		switch flag {
+		case "network", "mount":
+		case "security":
+			return failure.Userf(failure.NotSupported, "leave the flag out: steps always run with Docker's default rights and are root in their container",
+				"RUN --security is not supported")
+		case "device":
+			return failure.Userf(failure.NotSupported, "leave the flag out: steps see none of the daemon's devices", "RUN --device is not supported")
+		default:
+			return failure.Userf(failure.NotSupported, "leave the flag out", "RUN --%s is not supported", flag)
 		}
 	}
-	for _, f := range cmd.Files {
-		if strings.HasPrefix(f.Data, "#!") {
-			return failure.Userf(failure.NotSupported, "leave the #! line out: the stage's SHELL runs the text", "RUN <<%s with an interpreter line is not supported yet", f.Name)
-		}
+	return s.checkMounts(st, cmd)
+}
+
+// script returns the text of a RUN that is nothing but one here-document.
+func script(cmd *instructions.RunCommand) (string, bool) {
+	if !cmd.PrependShell || len(cmd.Files) != 1 {
+		return "", false
 	}
-	return nil
+	if doc, err := parser.ParseHeredoc(strings.TrimSpace(strings.Join(cmd.CmdLine, " "))); doc == nil || err != nil {
+		return "", false
+	}
+	f := cmd.Files[0]
+	if f.Chomp {
+		return parser.ChompHeredocContent(f.Data), true
+	}
+	return f.Data, true
+}
+
+// program returns the file that a here-document with an interpreter line
+// becomes, nil for any other command.
+func program(cmd *instructions.RunCommand) *sandbox.Mount {
+	text, ok := script(cmd)
+	if !ok || !strings.HasPrefix(text, "#!") {
+		return nil
+	}
+	return &sandbox.Mount{Target: "/dev/pipes/" + path.Base(cmd.Files[0].Name), Data: []byte(text), Mode: 0o755, ReadOnly: true}
 }
 
 // runArgs is what RUN executes.
@@ -49,9 +78,8 @@ func runArgs(sh []string, cmd *instructions.RunCommand) []string {
 		return args
 	}
 	text := strings.Join(args, " ")
-	if len(cmd.Files) == 1 && strings.HasPrefix(strings.TrimSpace(text), "<<") && !strings.ContainsAny(strings.TrimSpace(text)[2:], " \t|;&") {
-		// Only the here-document: its text is the script.
-		return append(slices.Clone(sh), cmd.Files[0].Data)
+	if text, ok := script(cmd); ok {
+		return append(slices.Clone(sh), text)
 	}
 	for _, f := range cmd.Files {
 		text += "\n" + f.Data + f.Name
@@ -75,6 +103,10 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 	}
 	image := cloneImage(s.node.image)
 	args := runArgs(shellOf(&image), cmd)
+	mounts, err := s.runMounts(steps, st, cmd)
+	if err != nil {
+		return err
+	}
 	values := s.scope.values(image.Config.Env)
 	recorded := pairs(s.scope.recorded(values))
 	createdBy := args
@@ -84,7 +116,12 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 	if len(args) == 0 {
 		args = runsItself(&image)
 	}
-	r := &process{stage: s, step: st, done: done, sandbox: sandbox.Process{
+	parts := []layercache.Part{
+		{Name: "instruction", Value: fmt.Sprintf("RUN %q", args)},
+		{Name: "args", Value: fmt.Sprintf("%t %q", len(values) > 0, recorded)},
+		{Name: "network", Value: string(mode)},
+	}
+	r := &process{stage: s, step: st, done: done, mounts: mounts, sandbox: sandbox.Process{
 		ID: strings.ToLower(ulid.Make().String()), Volatile: true,
 		Args: args, Env: append(slices.Clone(image.Config.Env), pairs(values)...),
 		Dir: image.Config.WorkingDir, User: image.Config.User, Network: mode, Limits: s.build.opts.Limits,
@@ -93,13 +130,17 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 	if mode != sandbox.Host {
 		r.sandbox.Hostname = digest.FromString(r.sandbox.ID).Encoded()[:12] // looks like a container's id
 	}
+	if file := program(cmd); file != nil {
+		r.sandbox.Mounts = append(r.sandbox.Mounts, *file)
+		r.sandbox.Args = append(slices.Clone(shellOf(&image)), file.Target)
+		parts = append(parts, layercache.Part{Name: "program", Value: file.Target})
+	}
 	return s.apply(ctx, steps, st, &change{
 		image: image, createdBy: strings.Join(createdBy, " "),
-		key: fixed(
-			layercache.Part{Name: "instruction", Value: fmt.Sprintf("RUN %q", args)},
-			layercache.Part{Name: "args", Value: fmt.Sprintf("%t %q", len(values) > 0, recorded)},
-			layercache.Part{Name: "network", Value: string(mode)},
-		),
+		key: func(ctx context.Context) ([]layercache.Part, error) {
+			more, err := mounts.key(ctx)
+			return slices.Concat(parts, more), err
+		},
 		run:   r.run,
 		write: r.write,
 	}, done)
@@ -123,6 +164,7 @@ type process struct {
 	stage   *stage
 	step    *step
 	done    *slipwayv1.StepDone
+	mounts  *runMounts
 	sandbox sandbox.Process
 	upper   string
 	below   *node
@@ -135,6 +177,12 @@ func (p *process) run(ctx context.Context, n *node) error {
 	p.below = n.parent
 	build := p.stage.build
 	parent, err := n.parent.rootSnapshot(ctx)
+	if err != nil {
+		return err
+	}
+	// Before a slot is taken: who waits for a cache mount must not keep one.
+	release, err := p.mounts.prepare(ctx, &p.sandbox)
+	defer release()
 	if err != nil {
 		return err
 	}
@@ -167,7 +215,11 @@ func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error 
 	case errors.As(err, &size):
 		return p.tooLarge(ctx, size)
 	case errors.As(err, &start), errors.Is(err, sandbox.ErrUser):
-		return failure.Userf(failure.StepFailed, startHint(err), "%v", err)
+		hint := startHint(err)
+		if len(p.mounts.list) > 0 {
+			hint += "; check the targets of its mounts too"
+		}
+		return failure.Userf(failure.StepFailed, hint, "%v", err)
 	case errors.Is(err, sandbox.ErrNetwork):
 		build := p.stage.build
 		build.opts.Log.ErrorContext(ctx, "a RUN step has no network", "build", build.job.ID, "err", err)

@@ -2,7 +2,6 @@ package classic_test
 
 import (
 	"context"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,15 +39,15 @@ func (s *session) close() { s.world.must(s.dir.Close()) }
 func (s *session) Manifest(context.Context) (*buildctx.Manifest, error) { return s.dir.Manifest, nil }
 
 func (s *session) Need(ctx context.Context, groups ...[]int) error {
-	if s.world.onNeed != nil {
-		s.world.onNeed()
-	}
 	w := s.store.Writer(ctx)
 	for _, i := range slices.Concat(groups...) {
 		e := &s.dir.Entries[i]
 		s.mu.Lock()
 		s.needed[e.Path] = true
 		s.mu.Unlock()
+		if s.world.onNeed != nil {
+			s.world.onNeed(e.Path)
+		}
 		r, err := s.dir.Open(e)
 		if err != nil {
 			return err
@@ -65,13 +64,6 @@ func (s *session) Need(ctx context.Context, groups ...[]int) error {
 func (s *session) Credentials(context.Context, string) (authn.AuthConfig, error) {
 	return authn.AuthConfig{}, nil
 }
-
-func (s *session) Secret(_ context.Context, id string) ([]byte, bool, error) {
-	value, ok := s.world.secrets[id]
-	return []byte(value), ok, nil
-}
-
-func (*session) Agent(context.Context, string) (io.ReadWriteCloser, error) { return nil, io.EOF }
 
 func (s *session) Context() *slipwayv1.ContextProgress { return &slipwayv1.ContextProgress{} }
 

@@ -30,8 +30,8 @@ type stage struct {
 	def    instructions.Stage
 	from   *stage          // FROM an earlier stage
 	ref    string          // FROM an image; "" is scratch or a stage
-	images map[string]bool // references named by COPY --from
-	deps   []*stage        // stages named by COPY --from
+	images map[string]bool // references named by COPY --from and RUN --mount
+	deps   []*stage        // stages likewise
 	steps  []*step
 
 	triggers   []*step // inherited ONBUILD instructions, part of the first step
@@ -132,18 +132,21 @@ func (s *stage) resolveFrom() error {
 // check refuses what cannot work before anything runs, and notes what the
 // step needs of other stages.
 func (s *stage) check(st *step) error {
-	var from string
-	switch cmd := st.cmd.(type) {
-	case *instructions.CopyCommand:
-		from = cmd.From
-	case *instructions.RunCommand:
-		if err := checkRun(cmd); err != nil {
+	if cmd, ok := st.cmd.(*instructions.RunCommand); ok {
+		if err := s.checkRun(st, cmd); err != nil {
 			return failure.At(err, failure.Preflight, st.line)
 		}
 	}
-	if from == "" {
-		return nil
+	for _, from := range sourcesOf(st.cmd) {
+		if err := s.checkSource(st, from); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// checkSource notes a stage or image that a step reads.
+func (s *stage) checkSource(st *step, from string) error {
 	if dep := s.build.stageNamed(from, s.index); dep != nil {
 		s.deps = append(s.deps, dep)
 		return nil
@@ -230,19 +233,20 @@ func (b *build) resolveStages(ctx context.Context, stages []*stage) error {
 	return g.Wait()
 }
 
-// resolveCopies resolves the images that the stage's steps copy from, each
+// resolveCopies resolves the images that the stage's steps read, each
 // once.
 func (b *build) resolveCopies(ctx context.Context, s *stage, steps []*step) error {
 	for _, st := range steps {
-		cmd, ok := st.cmd.(*instructions.CopyCommand)
-		if !ok || !s.images[cmd.From] || s.other[cmd.From] != nil {
-			continue
+		for _, from := range sourcesOf(st.cmd) {
+			if !s.images[from] || s.other[from] != nil {
+				continue
+			}
+			img, err := b.resolve(ctx, from, "")
+			if err != nil {
+				return failure.At(s.laterHint(err, from), failure.Preflight, st.line)
+			}
+			s.other[from] = img
 		}
-		img, err := b.resolve(ctx, cmd.From, "")
-		if err != nil {
-			return failure.At(s.laterHint(err, cmd.From), failure.Preflight, st.line)
-		}
-		s.other[cmd.From] = img
 	}
 	return nil
 }
@@ -388,21 +392,25 @@ func (s *stage) step(ctx, steps context.Context, st *step) error {
 	return err
 }
 
-// await waits for the stage that a step stands on or copies from, so that the
+// await waits for the stages that a step stands on or reads, so that the
 // time it takes is not the step's.
 func (s *stage) await(ctx context.Context, st *step) error {
-	dep := s.from
+	deps := []*stage{s.from}
 	if st.number > 1 {
-		dep = nil
-		if cmd, ok := st.cmd.(*instructions.CopyCommand); ok && cmd.From != "" {
-			dep = s.build.stageNamed(cmd.From, s.index)
+		deps = nil
+		for _, from := range sourcesOf(st.cmd) {
+			deps = append(deps, s.build.stageNamed(from, s.index))
 		}
 	}
-	if dep == nil {
-		return nil
+	for _, dep := range deps {
+		if dep == nil {
+			continue
+		}
+		if _, err := dep.result(ctx); err != nil {
+			return err
+		}
 	}
-	_, err := dep.result(ctx)
-	return err
+	return nil
 }
 
 func (s *stage) note(st *step, format string, args ...any) {

@@ -265,6 +265,7 @@ func (j *jail) watch(most int64) (done <-chan struct{}, stop func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
+		gauge := rootfs.NewGauge(j.room)
 		tick := time.NewTicker(200 * time.Millisecond)
 		defer tick.Stop()
 		for most >= 0 {
@@ -273,7 +274,7 @@ func (j *jail) watch(most int64) (done <-chan struct{}, stop func()) {
 				return
 			case <-tick.C:
 			}
-			if n, _, err := rootfs.Usage(ctx, j.room, 2*most); err == nil && n > 2*most {
+			if n, _, err := gauge.Look(ctx, 2*most); err == nil && n > 2*most {
 				cancel(ErrTooLarge)
 			}
 		}

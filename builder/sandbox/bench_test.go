@@ -17,11 +17,13 @@ func BenchmarkRun(b *testing.B) {
 		name     string
 		network  sandbox.Mode
 		volatile bool
+		mounts   []sandbox.Mount
 	}{
-		{"sandbox", sandbox.Sandbox, true},
-		{"sandbox-flushed", sandbox.Sandbox, false},
-		{"none", sandbox.None, true},
-		{"host", sandbox.Host, true},
+		{"sandbox", sandbox.Sandbox, true, nil},
+		{"sandbox-flushed", sandbox.Sandbox, false, nil},
+		{"none", sandbox.None, true, nil},
+		{"mounts", sandbox.None, true, []sandbox.Mount{{Target: "/run/secrets/key", Data: []byte("x")}, {Target: "/root/.cache/c", Source: b.TempDir()}}},
+		{"host", sandbox.Host, true, nil},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
 			dir := b.TempDir()
@@ -32,6 +34,7 @@ func BenchmarkRun(b *testing.B) {
 				Args:     []string{"/bin/busybox", "true"},
 				Network:  bc.network,
 				Volatile: bc.volatile,
+				Mounts:   bc.mounts,
 			}
 			for _, d := range []string{p.Upper, p.Work} {
 				if err := os.Mkdir(d, 0o755); err != nil {

@@ -3,8 +3,8 @@
 // environment and users, over an overlay of the image's layers.
 //
 // Read run.go first: [Runner.Run] is the story of one process. Its root file
-// system is put together in overlay.go and initdir.go, its OCI configuration in
-// spec.go. A process in the [Sandbox] network reaches the internet and nothing
+// system is put together in overlay.go and initdir.go, what else it sees in
+// mount.go, its OCI configuration in spec.go. A process in the [Sandbox] network reaches the internet and nothing
 // of its host: network.go sets that up once, endpoint.go for each process,
 // firewall.go holds the rules.
 //

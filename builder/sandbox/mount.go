@@ -84,9 +84,9 @@ func points(rootfs string, p *Process) ([]point, error) {
 	}
 	for i := range list {
 		at := &list[i]
-		outside := func(p string) bool { return below(at.path, p) }
-		at.inside = slices.ContainsFunc(append(volumes, "/dev", "/proc", "/sys"), outside) ||
-			slices.ContainsFunc(list, func(o point) bool { return outside(o.path) })
+		within := func(dir string) bool { return below(at.path, dir) }
+		at.inside = slices.ContainsFunc(append(volumes, "/dev", "/proc", "/sys"), within) ||
+			slices.ContainsFunc(list, func(o point) bool { return within(o.path) })
 	}
 	return list, nil
 }
@@ -181,6 +181,9 @@ func makeStub(dir, rootfs string, p point, like map[string]bool) error {
 
 // prepareMounts makes what the mounts show, and adds them to the configuration.
 func (s *bundle) prepareMounts(ctx context.Context, list []point) error {
+	if err := checkInner(list); err != nil {
+		return err
+	}
 	for i, p := range list {
 		m, err := s.prepareMount(ctx, filepath.Join(s.dir, "mount"+strconv.Itoa(i)), p)
 		if err != nil {
@@ -190,6 +193,36 @@ func (s *bundle) prepareMounts(ctx context.Context, list []point) error {
 		s.spec.mounted = append(s.spec.mounted, m)
 	}
 	return nil
+}
+
+// checkInner refuses a mount in another one that lacks its mount point and
+// cannot get it. The runtime's words for that say nothing.
+func checkInner(list []point) error {
+	for _, p := range list {
+		outer := nextOuter(list, p)
+		if outer == nil || !outer.ReadOnly || outer.Source == "" {
+			continue
+		}
+		host, err := fs.RootPath(outer.Source, strings.TrimPrefix(p.path, outer.path))
+		if err == nil {
+			_, err = os.Lstat(host)
+		}
+		if err != nil {
+			return &StartError{Message: fmt.Sprintf("cannot mount at %s: %s is read-only and has no such file or directory", p.path, outer.path)}
+		}
+	}
+	return nil
+}
+
+// nextOuter returns the mount that p is in, nil if it is in none.
+func nextOuter(list []point, p point) *point {
+	var next *point
+	for i := range list {
+		if o := &list[i]; below(p.path, o.path) && (next == nil || len(o.path) >= len(next.path)) {
+			next = o
+		}
+	}
+	return next
 }
 
 func (s *bundle) prepareMount(ctx context.Context, dir string, p point) (specs.Mount, error) {

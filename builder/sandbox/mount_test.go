@@ -90,6 +90,41 @@ func TestMountRefused(t *testing.T) {
 	}
 }
 
+// A mount in one that is read-only needs its place there.
+func TestMountInReadOnly(t *testing.T) {
+	r := sharedRunner(t)
+	src := source(t, file{name: "vendor/"}, file{name: "link", link: "vendor"})
+	p := step(t, "touch /src/vendor/x && echo made")
+	p.Mounts = []sandbox.Mount{{Target: "/src", Source: src, ReadOnly: true}, {Target: "/src/vendor"}}
+	want(t, r, p, "made")
+	p = step(t, "touch /src/cache/x")
+	p.Mounts = []sandbox.Mount{{Target: "/src", Source: src, ReadOnly: true}, {Target: "/src/cache"}}
+	_, err := r.Run(t.Context(), p)
+	if start, ok := errors.AsType[*sandbox.StartError](err); !ok || start.Message != "cannot mount at /src/cache: /src is read-only and has no such file or directory" {
+		t.Errorf("error %v", err)
+	}
+	p = step(t, "touch /src/cache/x && echo made")
+	p.Mounts = []sandbox.Mount{{Target: "/src", Source: src, Discard: true}, {Target: "/src/cache"}}
+	want(t, r, p, "made")
+	if got := layer(t, src); strings.Join(got, " ") != "link vendor" {
+		t.Errorf("the source has %q", got)
+	}
+}
+
+// Mounts and volumes go into each other.
+func TestMountVolumes(t *testing.T) {
+	r := sharedRunner(t)
+	src := source(t, file{name: "f", data: "shown\n"}, file{name: "vol/g", data: "hidden\n"})
+	p := step(t, "cat /data/in/f /m/f; ls /data /m/vol /same; touch /data/x /m/vol/x /data/in/y", tree(t, file{name: "data/old"}))
+	p.Volumes = []string{"/data", "/m/vol", "/same"}
+	p.Mounts = []sandbox.Mount{{Target: "/data/in", Source: src, Discard: true}, {Target: "/m", Source: src}, {Target: "/same", Source: filepath.Join(src, "vol")}}
+	want(t, r, p, "shown", "shown", "/data:", "in", "old", "", "/m/vol:", "", "/same:", "g")
+	wantLayer(t, p)
+	if got := layer(t, src); strings.Join(got, " ") != "f vol vol/g" {
+		t.Errorf("the source has %q", got)
+	}
+}
+
 func TestMountWrites(t *testing.T) {
 	r := sharedRunner(t)
 	src := source(t, file{name: "f", data: "old\n", mode: 0o640}, file{name: "a:b,c\\d/f", data: "odd\n"})

@@ -1,0 +1,121 @@
+package classic
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+
+	"github.com/containerd/continuity/fs"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"golang.org/x/sys/unix"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/slipwayhq/slipway/layercache"
+)
+
+// held are the cache mounts that a step has.
+type held struct{ mounts []*layercache.Mount }
+
+func (h *held) release() {
+	for _, m := range h.mounts {
+		m.Release()
+	}
+}
+
+// sharings are what BuildKit calls them; shared is the default.
+var sharings = map[instructions.ShareMode]layercache.Sharing{
+	instructions.MountSharingPrivate: layercache.Private,
+	instructions.MountSharingLocked:  layercache.Locked,
+}
+
+// A cacheName tells the directories of an app apart.
+type cacheName struct{ id, origin string }
+
+// caches takes the step's cache mounts, each directory once. All steps take
+// theirs in one order, so that no two wait for each other.
+func (r *runMounts) caches(ctx context.Context, shown []*sandbox.Mount, h *held) error {
+	byName := map[cacheName][]int{}
+	for i, m := range r.list {
+		if m.Type != instructions.MountTypeCache {
+			continue
+		}
+		name, err := m.cacheName(ctx)
+		if err != nil {
+			return err
+		}
+		byName[name] = append(byName[name], i)
+	}
+	names := slices.SortedFunc(maps.Keys(byName), func(a, b cacheName) int {
+		return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.origin, b.origin))
+	})
+	for _, name := range names {
+		dir, err := r.cache(ctx, name, r.list[byName[name][0]], h)
+		if err != nil {
+			return err
+		}
+		for _, i := range byName[name] {
+			shown[i] = &sandbox.Mount{Target: r.list[i].target, Source: dir, ReadOnly: r.list[i].ReadOnly}
+		}
+	}
+	return nil
+}
+
+// cacheName is the id, and what a new directory would begin with.
+func (m *runMount) cacheName(ctx context.Context) (cacheName, error) {
+	name := cacheName{m.id, m.look()}
+	if m.source == nil {
+		return name, nil
+	}
+	of, err := m.source.identity(ctx)
+	name.origin += " of " + of
+	return name, err
+}
+
+func (r *runMounts) cache(ctx context.Context, name cacheName, m *runMount, h *held) (string, error) {
+	s := r.stage
+	mount, err := s.build.job.Cache.Mount(ctx, layercache.MountOptions{
+		App: s.build.job.App, ID: name.id, Origin: name.origin, Sharing: sharings[m.CacheSharing],
+		Fill: m.fillCache,
+		Waiting: func() {
+			s.note(r.step, "waiting for the cache mount %s (sharing=locked), which another step has", name.id)
+		},
+	})
+	if err != nil {
+		return "", err
+	}
+	h.mounts = append(h.mounts, mount)
+	return mount.Dir(), nil
+}
+
+// fillCache makes the first content of a directory.
+func (m *runMount) fillCache(ctx context.Context, dir string) error {
+	if m.source != nil {
+		from, err := m.source.open(ctx)
+		if err != nil {
+			return err
+		}
+		info, err := os.Stat(from)
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			return failure.Userf(failure.DockerfileInvalid, "name a directory", "RUN --mount: the source %s of a cache is no directory", m.source.path)
+		}
+		if err := fs.CopyDir(dir, from); err != nil {
+			return fmt.Errorf("copy %s: %w", m.source.path, err)
+		}
+	}
+	if m.UID != nil || m.GID != nil {
+		if err := os.Lchown(dir, m.uid(), m.gid()); err != nil {
+			return err
+		}
+	}
+	if m.Mode == nil {
+		return nil
+	}
+	return unix.Chmod(dir, uint32(*m.Mode&0o7777))
+}
