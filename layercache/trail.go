@@ -119,27 +119,26 @@ func (c *Cache) PutTrail(ctx context.Context, t Trail, files []byte) error {
 	return nil
 }
 
-// trimTrails drops the oldest trails of an org that has too many; just is the
+// trimTrails drops the oldest trail of an org that has too many; just is the
 // one that has just come.
 func (c *Cache) trimTrails(ctx context.Context, tx *bolt.Tx, just recordID) error {
 	b := c.bucket(tx, trailsBucket)
-	for b.Stats().KeyN > maxTrails {
-		oldest, at := "", time.Time{}
-		err := b.ForEach(func(key, _ []byte) error {
-			t, _ := getRecord[Trail](b, key) // one that does not read back is the oldest
-			if string(key) != just.key && (oldest == "" || t.Time.Before(at)) {
-				oldest, at = string(key), t.Time
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		if err := c.deleteRecord(ctx, tx, recordID{c.org, trailKind, oldest}); err != nil {
-			return err
+	var keys []string
+	err := b.ForEach(func(key, _ []byte) error {
+		keys = append(keys, string(key))
+		return nil
+	})
+	if err != nil || len(keys) <= maxTrails {
+		return err
+	}
+	oldest, at := "", time.Time{}
+	for _, key := range keys {
+		t, _ := getRecord[Trail](b, []byte(key)) // one that does not read back is the oldest
+		if key != just.key && (oldest == "" || t.Time.Before(at)) {
+			oldest, at = key, t.Time
 		}
 	}
-	return nil
+	return c.deleteRecord(ctx, tx, recordID{c.org, trailKind, oldest})
 }
 
 // Lost returns the last eviction since a time that took a step, its layer or

@@ -42,6 +42,9 @@ func (s *stage) add(ctx, steps context.Context, st *step, cmd *instructions.AddC
 	if cmd.KeepGitDir != nil {
 		return failure.Userf(failure.NotSupported, "clone the repository in a RUN step", "ADD --keep-git-dir is not supported yet")
 	}
+	if s.build.forecast != nil && slices.ContainsFunc(f.src.SourcePaths, isURL) {
+		return s.apply(ctx, steps, st, &change{image: cloneImage(s.node.image), unknown: "depends on what the URL answers"}, done)
+	}
 	t, err := s.newTransfer(f)
 	if err != nil {
 		return err
@@ -73,7 +76,7 @@ func (s *stage) chooseAdded(ctx context.Context, st *step, t *transfer, paths []
 	if err != nil {
 		return err
 	}
-	t.from, t.context = files, true
+	t.from, t.context, t.patterns = files, true, paths
 	for _, p := range paths {
 		if !isURL(p) {
 			err = t.chooseOne(p)

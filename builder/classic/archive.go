@@ -60,6 +60,9 @@ func (s *stage) isArchive(ctx context.Context, t *transfer, f *file) (bool, erro
 	if !missing(err) {
 		return false, err
 	}
+	if s.build.forecast != nil {
+		return false, nil // a content that is new; it is a miss either way
+	}
 	if err := s.build.job.Session.Need(ctx, []int{f.entry}); err != nil {
 		return false, err
 	}
@@ -124,6 +127,7 @@ func (s *stage) addArchives(ctx, steps context.Context, st *step, t *transfer, a
 		image: cloneImage(s.node.image), createdBy: nopFS(&s.node.image, comment),
 		key: fixed(layercache.Part{Name: "unpack", Value: comment}),
 		run: a.run, write: a.write,
+		inputs: s.transferInputs(st, t, hash), reads: t,
 	}, done)
 }
 

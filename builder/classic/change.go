@@ -38,6 +38,15 @@ type change struct {
 	// also returns further parts under which the step may be found, once it
 	// was made or when its first key missed. It may be nil.
 	also func(ctx context.Context) ([]layercache.Part, error)
+
+	// inputs are what key stands for, for people. It is called when the step
+	// has missed or is made.
+	inputs func() []layercache.Part
+
+	reads *transfer // of files of the context; nil if it reads none
+	from  *node     // that it copies from; nil if it is none
+
+	unknown string // why a forecast cannot tell whether the step is cached
 }
 
 // extra is what a record keeps beside the cache's own fields.
@@ -57,7 +66,10 @@ func keyAt(parent digest.Digest, parts []layercache.Part) layercache.Key {
 // apply looks the change up or carries it out, and moves the stage on.
 func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *slipwayv1.StepDone) error {
 	n := &node{parent: s.node, stage: s, step: st, image: c.image, createdBy: c.createdBy, made: make(chan struct{}),
-		plain: c.write == nil}
+		plain: c.write == nil, inputs: c.inputs, reads: c.reads}
+	if s.build.forecast != nil {
+		return s.foresee(ctx, st, n, c, done)
+	}
 	if !s.busted {
 		hit, err := s.lookup(ctx, n, c)
 		if err != nil {
@@ -68,7 +80,10 @@ func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *sli
 			s.node = n
 			return s.offer(ctx, n)
 		}
+		s.why(ctx, n).tell(done)
 		s.bust(steps, st)
+	} else {
+		s.why(ctx, n).tell(done)
 	}
 	if c.fill != nil {
 		n.fill = func(ctx context.Context, snap *layercache.Snapshot) error { return c.fill(ctx, n, snap) }
@@ -105,7 +120,7 @@ func (s *stage) lookup(ctx context.Context, n *node, c *change) (bool, error) {
 	if err := n.parent.wait(ctx); err != nil {
 		return false, err
 	}
-	if s.build.job.NoCache {
+	if s.disabled() != "" {
 		return false, nil
 	}
 	rec, err := s.find(ctx, n, c)
@@ -128,7 +143,7 @@ func (s *stage) find(ctx context.Context, n *node, c *change) (layercache.Step, 
 	key := keyAt(n.parent.id, parts)
 	n.key = key
 	rec, err := cache.Step(ctx, key)
-	if !missing(err) || c.also == nil {
+	if !missing(err) || c.also == nil || s.build.forecast != nil {
 		return rec, err
 	}
 	if parts, err = c.also(ctx); err != nil {
@@ -144,6 +159,7 @@ func missing(err error) bool { return errors.Is(err, layercache.ErrNotFound) }
 
 func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool, error) {
 	if rec.Peak > s.build.job.MaxSize && s.build.job.MaxSize > 0 {
+		n.tooLarge = true
 		return false, nil // run it again: the ledger says what is too large
 	}
 	var x extra
@@ -159,7 +175,7 @@ func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool
 			return false, err
 		}
 		l.Origin, l.CreatedBy = limits.Source{Line: n.step.line, Text: n.step.source}, x.CreatedBy
-		if s.build.job.GetCompression().GetForce() && s.final {
+		if s.build.job.GetCompression().GetForce() && s.final && s.build.forecast == nil {
 			if l, err = s.build.job.Maker.Recompress(ctx, l); err != nil {
 				return false, err
 			}
@@ -297,7 +313,7 @@ func (b *build) charged(ctx context.Context, layers []*layer.Layer) (*limits.Led
 
 // offer hands a cached layer of the final image to the push.
 func (s *stage) offer(ctx context.Context, n *node) error {
-	if !s.final || n.layer == nil {
+	if !s.final || n.layer == nil || s.build.forecast != nil {
 		return nil
 	}
 	blob, err := s.build.job.Cache.Blob(ctx, n.layer.Descriptor.Digest)

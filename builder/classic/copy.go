@@ -29,15 +29,16 @@ type copySource struct {
 
 // A transfer copies sources to one place of an image.
 type transfer struct {
-	what    string // "COPY" or "ADD", for messages
-	from    sourceFS
-	context bool // from is the build context
-	sources []copySource
-	dest    string // absolute; ends in "/" if it must be a directory
-	chown   string // as written, expanded; "" keeps owners (context: 0:0)
-	chmod   *int64
-	exclude *patternmatcher.PatternMatcher
-	inline  []inlineFile // here-documents
+	what     string // "COPY" or "ADD", for messages
+	from     sourceFS
+	context  bool     // from is the build context
+	patterns []string // of the context's files, as written; for explaining a miss
+	sources  []copySource
+	dest     string // absolute; ends in "/" if it must be a directory
+	chown    string // as written, expanded; "" keeps owners (context: 0:0)
+	chmod    *int64
+	exclude  *patternmatcher.PatternMatcher
+	inline   []inlineFile // here-documents
 }
 
 // An inlineFile is a file that the Dockerfile itself holds.

@@ -61,7 +61,7 @@ func (s *stage) fromContext(ctx context.Context, f copyFlags, patterns []string)
 	if err != nil {
 		return nil, err
 	}
-	t.from, t.context = files, true
+	t.from, t.context, t.patterns = files, true, patterns
 	return t, t.choose(patterns)
 }
 
@@ -142,6 +142,7 @@ func (s *stage) transfer(ctx, steps context.Context, st *step, t *transfer, done
 	c := s.drafted(t)
 	c.image, c.createdBy = cloneImage(s.node.image), nopFS(&s.node.image, comment)
 	c.key = fixed(layercache.Part{Name: "instruction", Value: comment}, layercache.Part{Name: "exclude", Value: t.excluded()})
+	c.inputs, c.reads = s.transferInputs(st, t, hash), t
 	return s.apply(ctx, steps, st, c, done)
 }
 
@@ -250,9 +251,11 @@ func (s *stage) copyFrom(ctx, steps context.Context, st *step, from string, f co
 		return t.plan(d, uid, gid)
 	})
 	return s.apply(ctx, steps, st, &change{
-		image: cloneImage(image),
-		key:   v.key,
-		also:  v.contentKey,
+		image:  cloneImage(image),
+		from:   src,
+		inputs: v.inputs(st, from),
+		key:    v.key,
+		also:   v.contentKey,
 		write: func(ctx context.Context, n *node, w *layer.Writer) error {
 			comment, err := v.comment(ctx)
 			if err != nil {

@@ -40,6 +40,11 @@ type node struct {
 	created   time.Time
 	createdBy string
 	cached    bool
+	tooLarge  bool // it was cached, with more than the limit is now
+	ghost     bool // of a forecast: the step would run, and nothing is known of its result
+
+	inputs func() []layercache.Part // see change; may be nil
+	reads  *transfer                // see change; may be nil
 
 	fill  func(ctx context.Context, s *layercache.Snapshot) error // writes the layer into an upper directory; may be nil
 	plain bool                                                    // it never has a layer: its tree is the parent's

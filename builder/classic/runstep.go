@@ -80,8 +80,10 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 		Dir: image.Config.WorkingDir, User: image.Config.User, Network: mode, Limits: s.build.opts.Limits,
 		Volumes: slices.Sorted(maps.Keys(image.Config.Volumes)),
 	}}
+	inputs := append(argInputs(s.scope.recorded(values)), layercache.Part{Name: inNetwork, Value: string(mode)})
 	return s.apply(ctx, steps, st, &change{
 		image: image, createdBy: createdBy,
+		inputs: known(s.inputsOf(st, s.node, strings.Join(args, "\x00"), inputs...)),
 		key: fixed(
 			layercache.Part{Name: "instruction", Value: fmt.Sprintf("RUN %q", args)},
 			layercache.Part{Name: "args", Value: fmt.Sprintf("%t %q", len(values) > 0, recorded)},
