@@ -65,9 +65,17 @@ func (d *deployment) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var plan *forecasts
+	if d.flags.plan {
+		plan = &forecasts{Display: show}
+		show = progress.Multi(plan)
+	}
 	d.show = show
 	d.build = &buildLog{show: show, reattach: cmp.Or(d.p.reattach, time.Minute)}
 	res, err := d.deploy(ctx)
+	if plan != nil {
+		return d.p.foreseen(d.build, plan, res, err, d.app())
+	}
 	return d.p.finish(d.build, res, err, d.app())
 }
 

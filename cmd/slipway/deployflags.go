@@ -44,6 +44,8 @@ type deployFlags struct {
 	progress         string
 	warnSize         string
 	idempotencyKey   string
+	plan             bool
+	noCacheStages    []string
 }
 
 func (o *deployFlags) register(cmd *cobra.Command) {
@@ -57,6 +59,8 @@ func (o *deployFlags) register(cmd *cobra.Command) {
 	f.StringArrayVar(&o.labels, "label", nil, "`NAME=VALUE` to label the image with")
 	f.StringVar(&o.imageLabel, "image-label", "", "`TAG` of the image (default deployment-<ULID>)")
 	f.BoolVar(&o.noCache, "no-cache", false, "run every step, cached or not")
+	f.StringArrayVar(&o.noCacheStages, "no-cache-filter", nil, "run every step of `STAGE`, cached or not; repeatable")
+	f.BoolVar(&o.plan, "plan", false, "only say what a deploy would run, send and push")
 	f.StringVar(&o.compression, "compression", "", "`TYPE` of new layers: gzip, zstd, none or auto (default gzip)")
 	f.IntVar(&o.level, "compression-level", 0, "compressor's `LEVEL` (default its own)")
 	f.BoolVar(&o.forceCompression, "force-compression", false, "give layers of the base image, and cached ones, that compression too")
@@ -99,6 +103,8 @@ func (o *deployFlags) start(getenv func(string) string) (*slipwayv1.Start, error
 		Detach:         o.detach,
 		IdempotencyKey: o.idempotencyKey,
 		Image:          o.image,
+		PlanOnly:       o.plan,
+		NoCacheStages:  o.noCacheStages,
 	}
 	if err := o.check(s); err != nil {
 		return nil, err
@@ -128,6 +134,8 @@ func (o *deployFlags) check(s *slipwayv1.Start) error {
 		return client.UserError("--local-only and --remote-only: which one?", "Leave one out.")
 	case o.localOnly && o.detach:
 		return client.UserError("--local-only builds while it runs: --detach does not go with it", "")
+	case o.plan && (o.detach || o.image != ""):
+		return client.UserError("--plan says what building a Dockerfile would do: --detach and --image do not go with it", "")
 	case o.image != "" && (o.dockerfile != "" || o.buildkit):
 		return client.UserError("--image deploys an image that exists: --dockerfile and --buildkit do not go with it", "")
 	case o.image != "" && len(o.labels)+len(o.buildArgs)+len(o.buildSecrets)+len(o.target) > 0:
