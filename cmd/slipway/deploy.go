@@ -61,7 +61,11 @@ type deployment struct {
 // run checks what can be checked here, then prepares, builds and reports. Once
 // there is a display, it also shows every failure.
 func (d *deployment) run(ctx context.Context) error {
-	show, err := d.p.display(d.flags.progress)
+	mode := d.flags.progress
+	if d.flags.plan && mode == "auto" {
+		mode = "none" // what it finds out is its result
+	}
+	show, err := d.p.display(mode)
 	if err != nil {
 		return err
 	}
