@@ -80,10 +80,10 @@ func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *sli
 			s.node = n
 			return s.offer(ctx, n)
 		}
-		s.why(ctx, n).tell(done)
+		defer s.explain(ctx, n, done)
 		s.bust(steps, st)
 	} else {
-		s.why(ctx, n).tell(done)
+		s.parent(done)
 	}
 	if c.fill != nil {
 		n.fill = func(ctx context.Context, snap *layercache.Snapshot) error { return c.fill(ctx, n, snap) }
@@ -141,7 +141,7 @@ func (s *stage) find(ctx context.Context, n *node, c *change) (layercache.Step, 
 		return layercache.Step{}, err
 	}
 	key := keyAt(n.parent.id, parts)
-	n.key = key
+	n.key, n.asked = key, key
 	rec, err := cache.Step(ctx, key)
 	if !missing(err) || c.also == nil || s.build.forecast != nil {
 		return rec, err

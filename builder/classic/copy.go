@@ -38,6 +38,7 @@ type transfer struct {
 	chown    string // as written, expanded; "" keeps owners (context: 0:0)
 	chmod    *int64
 	exclude  *patternmatcher.PatternMatcher
+	excludes []string     // what exclude was made of
 	inline   []inlineFile // here-documents
 }
 

@@ -79,7 +79,7 @@ func (s *stage) newTransfer(f copyFlags) (*transfer, error) {
 		if err != nil {
 			return nil, failure.Userf(failure.DockerfileInvalid, "mend the pattern", "%s --exclude: %v", f.what, err)
 		}
-		t.exclude = pm
+		t.exclude, t.excludes = pm, f.exclude
 	}
 	for _, c := range f.src.SourceContents {
 		content := c.Data

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/patternmatcher"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -45,14 +46,29 @@ func (s *stage) after(first *step, of *stage) miss {
 		&slipwayv1.KeyChange{Part: "step", Name: name + " " + clipText(first.source, maxInput)})
 }
 
-// why explains that the step of n is about to run. A stage that is busted has
-// its first step that missed to blame.
+// parent says of a step in a busted stage that it runs for the sake of the one
+// that missed first.
+func (s *stage) parent(done *slipwayv1.StepDone) {
+	m := s.after(s.first, s.blamed)
+	if text := s.disabled(); text != "" {
+		m = missed(slipwayv1.MissReason_MISS_REASON_DISABLED, text)
+	}
+	m.tell(done)
+}
+
+// explain says why the first step of a stage missed, and remembers what the
+// next build will ask about. It is called with the step's own work under way.
+func (s *stage) explain(ctx context.Context, n *node, done *slipwayv1.StepDone) {
+	if n.reads != nil {
+		s.build.passes.Go(func() { s.build.keepFiles(ctx, s.build.context.fs.Manifest) })
+	}
+	s.why(ctx, n).tell(done)
+}
+
+// why compares a step that was not found with the app's last build.
 func (s *stage) why(ctx context.Context, n *node) miss {
 	if text := s.disabled(); text != "" {
 		return missed(slipwayv1.MissReason_MISS_REASON_DISABLED, text)
-	}
-	if s.busted {
-		return s.after(s.first, s.blamed)
 	}
 	if n.tooLarge {
 		return missed(slipwayv1.MissReason_MISS_REASON_CHANGED, "the image is larger than the limit is now",
@@ -75,7 +91,7 @@ func (s *stage) why(ctx context.Context, n *node) miss {
 	switch {
 	case last.Unfinished:
 		return missed(slipwayv1.MissReason_MISS_REASON_NEW, "it did not finish in the last build")
-	case last.Key != n.key:
+	case last.Key != n.asked:
 		return s.rebuilt(old, chain)
 	}
 	return s.lost(t, last)
@@ -215,7 +231,10 @@ func (s *stage) changedFiles(ctx context.Context, n *node) []*slipwayv1.KeyChang
 
 // over returns the transfer's choice among other files of a context.
 func (t *transfer) over(files *manifestFS) *transfer {
-	out := &transfer{what: t.what, from: files, context: true, dest: "/", exclude: t.exclude}
+	out := &transfer{what: t.what, from: files, context: true, dest: "/", excludes: t.excludes}
+	if len(t.excludes) > 0 {
+		out.exclude, _ = patternmatcher.New(t.excludes) // it was made before; it is not for concurrent use
+	}
 	for _, p := range t.patterns {
 		if !isURL(p) {
 			_ = out.chooseOne(p) // what is not there is a change, no fault

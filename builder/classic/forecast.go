@@ -140,9 +140,12 @@ func (s *stage) foresee(ctx context.Context, st *step, n *node, c *change, done 
 			return nil
 		}
 	}
-	if unknown == "" {
+	switch {
+	case unknown == "" && s.busted:
+		s.parent(done)
+	case unknown == "":
 		s.why(ctx, n).tell(done)
-	} else {
+	default:
 		s.unsure, st.unknown, done.Miss = true, true, unknown
 	}
 	return s.haunt(st, n, c)

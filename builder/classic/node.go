@@ -35,6 +35,7 @@ type node struct {
 	layer     *layer.Layer // nil if the step has none
 	id        digest.Digest
 	key       layercache.Key // of a step
+	asked     layercache.Key // that it was looked up by
 	rootfs    int64          // bytes unpacked
 	peak      int64
 	created   time.Time

@@ -41,6 +41,10 @@ type memory struct {
 
 	listing sync.Once
 	files   *manifestFS // nil if there is no list of them
+
+	storing sync.Once
+	stored  digest.Digest // the list of this build's files
+	size    int64
 }
 
 // recipe names what is built: builds of another Dockerfile, target or platform
@@ -77,6 +81,22 @@ func (b *build) lastFiles(ctx context.Context) *manifestFS {
 		}
 	})
 	return b.memory.files
+}
+
+// keepFiles stores the list of the context's files.
+func (b *build) keepFiles(ctx context.Context, m *buildctx.Manifest) {
+	b.memory.storing.Do(func() {
+		list := encodeFiles(m)
+		if len(list) == 0 {
+			return
+		}
+		d, err := b.job.Cache.PutBytes(ctx, list)
+		if err != nil {
+			b.opts.Log.WarnContext(ctx, "keep the list of files", "build", b.job.ID, "err", err)
+			return
+		}
+		b.memory.stored, b.memory.size = d, int64(len(list))
+	})
 }
 
 // key names the stage in a trail.
@@ -132,11 +152,11 @@ func (b *build) remember(ctx context.Context, failed bool) {
 	if had && sameWay(old.Steps, t.Steps) {
 		return
 	}
-	var files []byte
 	if m := b.context.manifest(); m != nil && !(had && sameFiles(old.Steps, t.Steps)) {
-		files = encodeFiles(m)
+		b.keepFiles(ctx, m)
+		t.Files, t.FilesSize = b.memory.stored, b.memory.size
 	}
-	if err := b.job.Cache.PutTrail(ctx, t, files); err != nil {
+	if err := b.job.Cache.PutTrail(ctx, t); err != nil {
 		b.opts.Log.WarnContext(ctx, "record how the build went", "build", b.job.ID, "err", err)
 	}
 }
