@@ -78,12 +78,8 @@ func (b *build) outlook(ctx context.Context) (*builder.Forecast, error) {
 	if err := end.wait(ctx); err != nil {
 		return nil, err
 	}
-	root := end
-	for root.parent != nil {
-		root = root.parent
-	}
-	if !end.ghost && b.pulled(root.base) {
-		out.RootFS = end.rootfs
+	if !end.ghost {
+		out.RootFS = end.rootfs // 0 for a base that the cache lacks
 	}
 	t, _ := b.lastTrail(ctx)
 	out.Layers = end.outlook(t)
