@@ -30,7 +30,7 @@ func missed(reason slipwayv1.MissReason, text string, changes ...*slipwayv1.KeyC
 	return miss{text, &slipwayv1.Miss{Reason: reason, Changes: changes}}
 }
 
-// label names a step as its display does, such as "[build 2/4]".
+// labelOf names a step as its display does, such as "[build 2/4]".
 func (s *stage) labelOf(st *step) string {
 	at := fmt.Sprintf("%d/%d", st.number, len(s.steps))
 	if s.label != "" {
@@ -179,11 +179,7 @@ func (s *stage) changed(ctx context.Context, n *node, p layercache.Part, before 
 	if kind == inFiles {
 		return s.changedFiles(ctx, n)
 	}
-	c := &slipwayv1.KeyChange{Part: kind, Name: name, Before: shown(before), Now: shown(p.Value)}
-	if before == "" && kind != inArg && kind != inEnv {
-		c.Before = ""
-	}
-	return []*slipwayv1.KeyChange{c}
+	return []*slipwayv1.KeyChange{{Part: kind, Name: name, Before: shown(before), Now: shown(p.Value)}}
 }
 
 // maxChanges is how many files are named.

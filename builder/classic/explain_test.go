@@ -1,6 +1,7 @@
 package classic_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,6 +56,7 @@ RUN true
 		step  string // source of the step, "" if none ran
 		want  string
 		first bool // it is the last step: none blames it
+		exact bool // nothing else is said
 	}{
 		{name: "nothing"},
 		{name: "file", step: "COPY package.json lock* ./", want: "changed: lock.json changed (was 6b86…, is d929…)", edit: func(dir string) { w.write(dir, map[string]string{"lock.json": "other"}) }},
@@ -63,7 +65,7 @@ RUN true
 		{name: "removed file", step: "COPY . /app", want: "changed: src/a is gone", edit: func(dir string) { w.must(os.Remove(filepath.Join(dir, "src/a"))) }},
 		{name: "added match", step: "COPY package.json lock* ./", want: "changed: lock2 is new", edit: func(dir string) { w.write(dir, map[string]string{"lock2": "c"}) }},
 		{name: "mode", step: "COPY . /app", want: "changed: the mode of src/a changed (was 0644, is 0755)", edit: func(dir string) { w.must(os.Chmod(filepath.Join(dir, "src/a"), 0o755)) }},
-		{name: "arg", step: "RUN echo $WHO > /who", want: "changed: ARG WHO changed (was one, is two)", start: &slipwayv1.Start{BuildArgs: map[string]string{"WHO": "two"}}},
+		{name: "arg", step: "RUN echo $WHO > /who", want: "changed: ARG WHO changed (was one, is two)", exact: true, start: &slipwayv1.Start{BuildArgs: map[string]string{"WHO": "two"}}},
 		{name: "instruction", step: "RUN false || true", want: "changed: the instruction changed (was RUN true, is RUN false || true)", first: true,
 			text: func(s string) string { return strings.Replace(s, "RUN true", "RUN false || true", 1) }},
 		{name: "new step", step: "RUN echo new", want: "new: new step", text: func(s string) string { return strings.Replace(s, "COPY . /app", "RUN echo new\nCOPY . /app", 1) }},
@@ -92,7 +94,7 @@ RUN true
 				}
 				return
 			}
-			if !strings.Contains(whys[tc.step], tc.want) {
+			if !strings.Contains(whys[tc.step], tc.want) || tc.exact && whys[tc.step] != tc.want {
 				t.Errorf("%s: %q, want %q; all: %q", tc.step, whys[tc.step], tc.want, whys)
 			}
 			if !tc.first && !strings.HasPrefix(whys["RUN true"], "parent: parent [") {
@@ -182,9 +184,23 @@ func TestExplainHidesSecrets(t *testing.T) {
 		return w.build(t.Context(), request{dockerfile: text, start: &slipwayv1.Start{BuildArgs: map[string]string{"API_TOKEN": token, "LONG": strings.Repeat("long ", 40)}}})
 	}
 	build("hunter2").pull()
-	why := build("hunter3").whys()["RUN true"]
+	o := build("hunter3")
+	why := o.whys()["RUN true"]
 	if !strings.Contains(why, "ARG API_TOKEN changed (was ") || strings.Contains(why, "hunter") {
 		t.Errorf("%q", why)
+	}
+	for _, e := range o.events {
+		if strings.Contains(e.String(), "hunter") && e.GetStepDone() != nil {
+			t.Errorf("event %v", e)
+		}
+	}
+	// Proxies are no part of a key, and may hold a password.
+	proxied := func(url string) *outcome {
+		return w.build(t.Context(), request{dockerfile: "FROM fid/base:1\nRUN echo $HTTP_PROXY > /dev/null\nRUN true\n", start: &slipwayv1.Start{BuildArgs: map[string]string{"HTTP_PROXY": url}, NoCache: true}})
+	}
+	proxied("http://u:hunter2@x").pull()
+	if tr, err := w.cache.Org("acme").Trail(t.Context(), "case", `"Dockerfile" for "" on linux/`+goarch); err != nil || strings.Contains(fmt.Sprint(tr), "hunter") || strings.Contains(fmt.Sprint(tr), "HTTP_PROXY ") {
+		t.Errorf("trail %v, %v", tr, err)
 	}
 }
 

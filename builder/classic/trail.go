@@ -107,7 +107,7 @@ func (s *stage) key() string {
 	return fmt.Sprint(s.index)
 }
 
-// of returns the steps of a stage.
+// stepsOf returns the steps of a stage.
 func stepsOf(t layercache.Trail, stage string) []layercache.TrailStep {
 	var out []layercache.TrailStep
 	for _, st := range t.Steps {
@@ -198,15 +198,12 @@ func valueOf(parts []layercache.Part, name string) string {
 // as they were before, unfinished.
 func (s *stage) trail(old []layercache.TrailStep) []layercache.TrailStep {
 	var out []layercache.TrailStep
+	done := 0
 	for _, n := range s.chain(s.node) {
 		if !n.isMade() || n.err != nil {
 			break
 		}
-		out = append(out, n.trail())
-	}
-	done := 0
-	if s.node != nil && len(out) > 0 {
-		done = s.chain(s.node)[len(out)-1].step.number
+		out, done = append(out, n.trail()), n.step.number
 	}
 	for _, st := range s.steps[done:] {
 		out = append(out, s.unfinished(st, old))
@@ -261,7 +258,12 @@ var variables = regexp.MustCompile(`\$\{?([A-Za-z_][A-Za-z0-9_]*)`)
 // variables in it, and more. expanded is the whole of it, variables replaced.
 func (s *stage) inputsOf(st *step, image *node, expanded string, more ...layercache.Part) []layercache.Part {
 	out := []layercache.Part{{Name: inInstruction, Value: input("", st.source)}}
-	args, seen := s.scope.values(image.image.Config.Env), map[string]bool{}
+	args, seen := s.scope.recorded(s.scope.values(image.image.Config.Env)), map[string]bool{}
+	for _, p := range more {
+		if name, ok := strings.CutPrefix(p.Name, inArg+" "); ok {
+			seen[name] = true
+		}
+	}
 	for _, m := range variables.FindAllStringSubmatch(st.source, maxInputs) {
 		name := m[1]
 		if seen[name] {

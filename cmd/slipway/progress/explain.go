@@ -165,6 +165,22 @@ func (p *plan) rootOf(d *slipwayv1.StepDone) *step {
 	return nil
 }
 
+// originOf follows the blame from stage to stage.
+func (p *plan) originOf(st *step) *step {
+	origin := p.rootOf(st.ended)
+	for range p.order {
+		next := (*step)(nil)
+		if origin != nil {
+			next = p.rootOf(origin.ended)
+		}
+		if next == nil {
+			break
+		}
+		origin = next
+	}
+	return origin
+}
+
 // hints says what a miss led to, and how it could have been avoided.
 func (p *plan) hints() []string {
 	var out []string
@@ -175,7 +191,7 @@ func (p *plan) hints() []string {
 		}
 		var after []*step
 		for _, st := range p.order {
-			if p.rootOf(st.ended) == root && st.number > 1 {
+			if p.originOf(st) == root && st.number > 1 {
 				after = append(after, st)
 			}
 		}
