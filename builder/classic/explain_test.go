@@ -199,7 +199,7 @@ func TestExplainHidesSecrets(t *testing.T) {
 		return w.build(t.Context(), request{dockerfile: "FROM fid/base:1\nRUN echo $HTTP_PROXY > /dev/null\nRUN true\n", start: &slipwayv1.Start{BuildArgs: map[string]string{"HTTP_PROXY": url}, NoCache: true}})
 	}
 	proxied("http://u:hunter2@x").pull()
-	if tr, err := w.cache.Org("acme").Trail(t.Context(), "case", `"Dockerfile" for "" on linux/`+goarch); err != nil || strings.Contains(fmt.Sprint(tr), "hunter") || strings.Contains(fmt.Sprint(tr), "HTTP_PROXY ") {
+	if tr, err := w.cache.Org("acme").Trail(t.Context(), "case", `"Dockerfile" for "" on linux/`+goarch); err != nil || strings.Contains(fmt.Sprint(tr), "hunter") || strings.Contains(fmt.Sprint(tr), "arg HTTP_PROXY") {
 		t.Errorf("trail %v, %v", tr, err)
 	}
 }
