@@ -155,31 +155,32 @@ func (r *run) compare(ctx context.Context, what *Forecast, out *slipwayv1.Foreca
 	if !out.RootfsKnown && len(last) > 0 {
 		out.RootfsBytes = last[0].RootfsBytes
 	}
-	steps, ran := 0, 0
+	least, most := 0, 0 // steps to run
 	for _, s := range what.Steps {
-		if s.GetStep().GetNumber() > 1 {
-			if steps++; !s.Cached {
-				ran++
-			}
+		if s.GetStep().GetNumber() == 1 || s.Cached {
+			continue
+		}
+		if most++; !s.Unknown {
+			least++
 		}
 	}
 	var took []int64
 	for _, res := range last {
-		if len(took) < alike && like(res, steps, ran) {
+		if len(took) < alike && like(res, least, most) {
 			took = append(took, res.GetTimings().GetTotal()-res.GetTimings().GetQueue())
 		}
 	}
 	out.DurationMs, out.Samples = median(took), uint32(len(took))
 }
 
-// like reports whether a build had about as much to do: as many steps to run, or
-// a fifth more or less.
-func like(res *slipwayv1.Result, steps, ran int) bool {
-	missed := int(res.Steps) - int(res.CachedSteps)
-	if steps == 0 || (missed == 0) != (ran == 0) {
+// like reports whether a build ran about as many steps as one that will run from
+// least to most: a fifth more or less is alike, none at all is like nothing else.
+func like(res *slipwayv1.Result, least, most int) bool {
+	ran := int(res.Steps) - int(res.CachedSteps)
+	if (ran == 0) != (most == 0) {
 		return false
 	}
-	return max(missed-ran, ran-missed)*5 <= max(missed, ran)
+	return ran*5 >= least*4 && ran*4 <= most*5
 }
 
 func median(of []int64) int64 {

@@ -179,7 +179,11 @@ func (s *stage) changed(ctx context.Context, n *node, p layercache.Part, before 
 	if kind == inFiles {
 		return s.changedFiles(ctx, n)
 	}
-	return []*slipwayv1.KeyChange{{Part: kind, Name: name, Before: shown(before), Now: shown(p.Value)}}
+	out := []*slipwayv1.KeyChange{{Part: kind, Name: name, Before: shown(before), Now: shown(p.Value)}}
+	if of := s.build.stageNamed(name, s.index); kind == inStage && of != nil && of.busted {
+		out = append(out, s.after(of.first, of.blamed).why.Changes...)
+	}
+	return out
 }
 
 // maxChanges is how many files are named.
@@ -298,10 +302,10 @@ func (s *stage) rebuilt(old []layercache.TrailStep, chain []*node) miss {
 		if n.isMade() && n.err == nil && old[i].Image != n.id {
 			name := s.labelOf(n.step)
 			return missed(slipwayv1.MissReason_MISS_REASON_CHANGED, name+" was built anew since",
-				&slipwayv1.KeyChange{Part: "step", Name: name + " " + clipText(n.step.source, maxInput), Before: shortID(old[i].Image), Now: shortID(n.id)})
+				&slipwayv1.KeyChange{Part: "result", Name: name + " " + clipText(n.step.source, maxInput), Before: shortID(old[i].Image), Now: shortID(n.id)})
 		}
 	}
-	return missed(slipwayv1.MissReason_MISS_REASON_CHANGED, "its parent changed", &slipwayv1.KeyChange{Part: "step"})
+	return missed(slipwayv1.MissReason_MISS_REASON_CHANGED, "its parent changed", &slipwayv1.KeyChange{Part: "result"})
 }
 
 // lost says what became of a step that was cached.
@@ -335,7 +339,12 @@ func sentence(changes []*slipwayv1.KeyChange) string {
 	case inInstruction:
 		text = "the instruction"
 	case inStage:
-		return "stage " + c.Name + " changed"
+		text = "stage " + c.Name + " changed"
+		if len(changes) > 1 && changes[1].Part == "step" {
+			label, _, _ := strings.Cut(changes[1].Name, "]")
+			text += " (" + label + "] ran)"
+		}
+		return text
 	default:
 		text = strings.TrimSpace(c.Part + " " + c.Name)
 	}

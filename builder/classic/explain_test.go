@@ -121,7 +121,7 @@ func TestExplainParents(t *testing.T) {
 	w.write(dir, map[string]string{"f": "two"})
 	o := w.build(t.Context(), request{dir: dir, dockerfile: stages})
 	say("stage", o, "COPY f /f", "f changed (was ")
-	say("stage", o, "COPY --from=build /made /made", "changed: stage build changed")
+	say("stage", o, "COPY --from=build /made /made", "changed: stage build changed ([build 2/3] ran)")
 	say("stage", o, "COPY g /g", "parent: parent [stage-1 2/3]")
 	if o.cached() != "----" {
 		t.Errorf("cached %q", o.cached())

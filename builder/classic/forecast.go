@@ -103,15 +103,19 @@ func (n *node) outlook(t layercache.Trail) []builder.ForecastLayer {
 	case !n.ghost || n.from:
 		return out
 	}
-	source := clipText(n.step.source, maxInput)
+	source, known := clipText(n.step.source, maxInput), false
 	for _, st := range stepsOf(t, n.stage.key()) {
 		if st.Source == source && st.Blob != "" {
 			l := builder.ForecastLayer{}
 			l.Size = st.Size
 			return append(out, l)
 		}
+		known = known || st.Source == source && !st.Unfinished
 	}
-	return out
+	if known || n.plain {
+		return out // it had no layer, or never has
+	}
+	return append(out, builder.ForecastLayer{})
 }
 
 // foresee looks a change up, and goes on without having carried it out.

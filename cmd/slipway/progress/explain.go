@@ -151,15 +151,17 @@ func (p *plan) first() bool {
 	return true
 }
 
-// rootOf returns the step that one blames which runs only for its sake.
+// rootOf returns the step of this build that one blames which ran for its sake:
+// below it, or in a stage that it copies from.
 func (p *plan) rootOf(d *slipwayv1.StepDone) *step {
-	if d.GetWhy().GetReason() != slipwayv1.MissReason_MISS_REASON_PARENT || len(d.GetWhy().GetChanges()) == 0 {
-		return nil
-	}
-	blamed := d.GetWhy().GetChanges()[0].GetName()
-	for _, st := range p.order {
-		if st.ended != d && strings.HasPrefix(blamed, st.label+" ") {
-			return st
+	for _, c := range d.GetWhy().GetChanges() {
+		if c.GetPart() != "step" {
+			continue
+		}
+		for _, st := range p.order {
+			if st.ended != d && strings.HasPrefix(c.GetName(), st.label+" ") {
+				return st
+			}
 		}
 	}
 	return nil
@@ -186,7 +188,10 @@ func (p *plan) hints() []string {
 	var out []string
 	for _, root := range p.order {
 		switch root.ended.GetWhy().GetReason() {
-		case slipwayv1.MissReason_MISS_REASON_UNSPECIFIED, slipwayv1.MissReason_MISS_REASON_PARENT, slipwayv1.MissReason_MISS_REASON_DISABLED:
+		case slipwayv1.MissReason_MISS_REASON_UNSPECIFIED, slipwayv1.MissReason_MISS_REASON_DISABLED:
+			continue
+		}
+		if p.rootOf(root.ended) != nil {
 			continue
 		}
 		var after []*step

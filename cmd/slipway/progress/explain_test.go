@@ -28,6 +28,10 @@ func explained(lines ...string) []*slipwayv1.Event {
 		case "^":
 			d.Miss = "parent"
 			d.Why = &slipwayv1.Miss{Reason: slipwayv1.MissReason_MISS_REASON_PARENT, Changes: []*slipwayv1.KeyChange{{Part: "step", Name: root}}}
+		case "stage":
+			d.Miss = "stage a changed"
+			d.Why = &slipwayv1.Miss{Reason: slipwayv1.MissReason_MISS_REASON_CHANGED, Changes: []*slipwayv1.KeyChange{{Part: "stage", Name: "a"}, {Part: "step", Name: root}}}
+			root = label + " " + source
 		case "new":
 			root = label + " " + source
 			d.Miss, d.Why = "it is new", &slipwayv1.Miss{Reason: slipwayv1.MissReason_MISS_REASON_NEW}
@@ -61,6 +65,7 @@ func TestHints(t *testing.T) {
 		{name: "pip", lines: []string{from, "COPY . .\tapp.py", "RUN --mount=type=cache,target=/root/.cache pip install --no-cache-dir -r requirements/dev.txt\t^"}, want: "Copy dev.txt first"},
 		{name: "pip of the project", lines: []string{from, "COPY . .\tapp.py", "RUN pip install .\t^"}, want: "1 of 3 steps", not: "reinstalls"},
 		{name: "a step that is no copy", lines: []string{from, "RUN date\twhatever", "RUN npm ci\t^"}, want: "1 of 3 steps ran because [2/3] did; nothing in COPY order would have helped"},
+		{name: "through a stage", lines: []string{from, "RUN date\twhatever", "COPY --from=a /x /x\tstage", "RUN npm ci\t^"}, want: "2 of 4 steps ran because [2/4] did"},
 		{name: "from a stage", lines: []string{from, "COPY --from=a /x /x\tx", "RUN npm ci\t^"}, want: "nothing in COPY order"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
