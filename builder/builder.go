@@ -163,6 +163,7 @@ type Options struct {
 	Compression compress.Options // default of builds that name none
 	Timeout     time.Duration    // of one build; 0 means none
 	Observe     Observer         // may be nil
+	History     History          // for forecasts; may be nil
 	Log         *slog.Logger
 }
 

@@ -62,6 +62,9 @@ func (r *run) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if r.req.PlanOnly {
+		return r.forecast(ctx, job, plan)
+	}
 	release, err := r.reserve(ctx, plan)
 	if err != nil {
 		return failure.At(err, failure.Preflight, 0)
@@ -337,7 +340,7 @@ func (r *run) result(err error) *slipwayv1.Result {
 	if err != nil {
 		r.fail(out, err)
 	}
-	if o := r.b.opts.Observe; o != nil {
+	if o := r.b.opts.Observe; o != nil && !r.req.PlanOnly {
 		o.BuildEnded(out.Pipeline, statusName(out.Status), out.Timings)
 	}
 	return out

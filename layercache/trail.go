@@ -20,8 +20,8 @@ type Trail struct {
 	Time   time.Time   `json:"time"`   // when it was recorded
 	Steps  []TrailStep `json:"steps"`
 
-	// Files is the blob with the list of files that its steps chose from, ""
-	// if none is kept.
+	// Files is a blob with the list of files that its steps chose from, in
+	// the caller's own form; "" if none is kept.
 	Files     digest.Digest `json:"files,omitempty"`
 	FilesSize int64         `json:"files_size,omitempty"`
 }
@@ -41,9 +41,8 @@ type TrailStep struct {
 
 // Bounds on what trails take.
 const (
-	maxTrails     = 500                 // of an org
-	maxTrailFiles = 16 << 20            // bytes of a list of files
-	keepTrail     = 30 * 24 * time.Hour // unused, before it makes room
+	maxTrails = 500                 // of an org
+	keepTrail = 30 * 24 * time.Hour // unused, before it makes room
 )
 
 func (c *Cache) trailID(app, recipe string) recordID {
@@ -79,23 +78,12 @@ func (c *Cache) TrailFiles(ctx context.Context, t Trail) ([]byte, error) {
 	if t.Files == "" {
 		return nil, ErrNotFound
 	}
-	return c.GetBytes(ctx, t.Files, maxTrailFiles)
+	return c.GetBytes(ctx, t.Files, t.FilesSize)
 }
 
-// PutTrail records a trail in place of the one before. What its steps read of
-// the build context is in files, in the caller's own form; nil leaves t.Files,
-// which must be held, as it is. A list that is too large is not kept.
-func (c *Cache) PutTrail(ctx context.Context, t Trail, files []byte) error {
-	if files != nil {
-		t.Files, t.FilesSize = "", 0
-	}
-	if len(files) > 0 && len(files) <= maxTrailFiles {
-		d, err := c.PutBytes(ctx, files)
-		if err != nil {
-			return fmt.Errorf("put trail of %s: %w", t.App, err)
-		}
-		t.Files, t.FilesSize = d, int64(len(files))
-	}
+// PutTrail records a trail in place of the one before. The lease of ctx must
+// hold t.Files.
+func (c *Cache) PutTrail(ctx context.Context, t Trail) error {
 	c.s.sweep.RLock()
 	defer c.s.sweep.RUnlock()
 	id := c.trailID(t.App, t.Recipe)
@@ -119,27 +107,26 @@ func (c *Cache) PutTrail(ctx context.Context, t Trail, files []byte) error {
 	return nil
 }
 
-// trimTrails drops the oldest trails of an org that has too many; just is the
+// trimTrails drops the oldest trail of an org that has too many; just is the
 // one that has just come.
 func (c *Cache) trimTrails(ctx context.Context, tx *bolt.Tx, just recordID) error {
 	b := c.bucket(tx, trailsBucket)
-	for b.Stats().KeyN > maxTrails {
-		oldest, at := "", time.Time{}
-		err := b.ForEach(func(key, _ []byte) error {
-			t, _ := getRecord[Trail](b, key) // one that does not read back is the oldest
-			if string(key) != just.key && (oldest == "" || t.Time.Before(at)) {
-				oldest, at = string(key), t.Time
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		if err := c.deleteRecord(ctx, tx, recordID{c.org, trailKind, oldest}); err != nil {
-			return err
+	var keys []string
+	err := b.ForEach(func(key, _ []byte) error {
+		keys = append(keys, string(key))
+		return nil
+	})
+	if err != nil || len(keys) <= maxTrails {
+		return err
+	}
+	oldest, at := "", time.Time{}
+	for _, key := range keys {
+		t, _ := getRecord[Trail](b, []byte(key)) // one that does not read back is the oldest
+		if key != just.key && (oldest == "" || t.Time.Before(at)) {
+			oldest, at = key, t.Time
 		}
 	}
-	return nil
+	return c.deleteRecord(ctx, tx, recordID{c.org, trailKind, oldest})
 }
 
 // Lost returns the last eviction since a time that took a step, its layer or

@@ -148,10 +148,13 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 
 // record writes the build down, or finds the one with the same key.
 func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Build, bool, error) {
-	p := caller(ctx)
+	p, key := caller(ctx), start.IdempotencyKey
+	if start.PlanOnly {
+		key = "" // what it says is of the moment, and it must not stand for a build
+	}
 	b, err := f.opts.Records.Create(ctx, records.Build{
 		ID: ulid.Make().String(), Org: p.Org, App: start.App, Pipeline: start.Pipeline.String(), CreatedBy: p.Name,
-		Created: time.Now().UTC(), Status: records.Queued, IdempotencyKey: start.IdempotencyKey,
+		Created: time.Now().UTC(), Status: records.Queued, IdempotencyKey: key, Plan: start.PlanOnly,
 	})
 	if errors.Is(err, records.ErrExists) {
 		return b, true, nil

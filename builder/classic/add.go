@@ -3,6 +3,7 @@ package classic
 import (
 	"cmp"
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -19,6 +20,10 @@ func isURL(s string) bool {
 // add carries out ADD: COPY, and URLs, and archives of the context unpacked.
 func (s *stage) add(ctx, steps context.Context, st *step, cmd *instructions.AddCommand, done *slipwayv1.StepDone) error {
 	f := copyFlags{what: "ADD", chown: cmd.Chown, chmod: cmd.Chmod, exclude: cmd.ExcludePatterns, link: cmd.Link, src: cmd.SourcesAndDest}
+	fetches := func(p string) bool { return isURL(p) || isGit(p) }
+	if s.build.forecast != nil && slices.ContainsFunc(f.src.SourcePaths, fetches) {
+		return s.apply(ctx, steps, st, &change{image: cloneImage(s.node.image), unknown: "depends on what the URL answers"}, done)
+	}
 	t, err := s.newTransfer(f)
 	if err != nil {
 		return err
@@ -47,7 +52,7 @@ func (s *stage) chooseAdded(ctx context.Context, st *step, t *transfer, cmd *ins
 	if err != nil {
 		return err
 	}
-	t.from, t.context = files, true
+	t.from, t.context, t.patterns = files, true, paths
 	for _, p := range paths {
 		switch {
 		case isGit(p):

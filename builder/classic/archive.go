@@ -62,6 +62,9 @@ func (s *stage) isArchive(ctx context.Context, t *transfer, src copySource) (boo
 	if !missing(err) {
 		return false, err
 	}
+	if s.build.forecast != nil {
+		return false, nil // a content that is new; it is a miss either way
+	}
 	if !src.url {
 		if err := s.build.job.Session.Need(ctx, []int{src.file.entry}); err != nil {
 			return false, err
@@ -136,6 +139,7 @@ func (s *stage) addArchives(ctx, steps context.Context, st *step, t *transfer, a
 		image: cloneImage(s.node.image), createdBy: nopFS(&s.node.image, comment),
 		key: fixed(t.parts("unpack", comment)...), alone: s.alone(t),
 		run: a.run, write: a.write,
+		inputs: s.transferInputs(st, t, hash), reads: []*transfer{t},
 	}, done)
 }
 

@@ -47,13 +47,21 @@ func (s *stage) fromStage(ctx, steps context.Context, st *step, done *slipwayv1.
 		return nil, err
 	}
 	n := &node{parent: below, stage: s, step: st, image: cloneImage(below.image), made: make(chan struct{}),
-		plain: true, from: true, cached: !s.from.busted}
+		plain: true, from: true, cached: !s.from.busted, ghost: below.ghost}
+	own := s.inputsOf(st, n, "")
+	n.inputs = func() []layercache.Part {
+		return append([]layercache.Part{{Name: inStage + " " + s.from.key(), Value: shortID(below.id)}}, own...)
+	}
 	n.image.Author, n.image.Config.OnBuild = "", nil
 	n.image.Config.Env = withPath(n.image.Config.Env)
 	done.Cached = n.cached
 	// Layers still in the making were not found in the cache, and what stands
 	// on them will not be either.
-	s.busted = s.from.busted && !below.isMade()
+	s.busted = s.from.busted && (below.ghost || !below.isMade())
+	if s.from.busted {
+		s.first, s.blamed, s.unsure = s.from.first, s.from.blamed, s.from.unsure
+		s.after(s.first, s.blamed).tell(done)
+	}
 	s.build.passes.Go(func() {
 		defer close(n.made)
 		defer rescue.Into(&n.err)
@@ -75,6 +83,7 @@ func withPath(env []string) []string {
 
 func (s *stage) fromScratch(st *step) *node {
 	n := &node{stage: s, step: st, made: make(chan struct{}), cached: true}
+	n.inputs = known(s.inputsOf(st, n, ""))
 	n.image.Platform = s.build.job.Platform
 	n.image.Config.Env = []string{defaultPath}
 	n.rootfs = limits.NewLedger(s.build.job.MaxSize).Total()
@@ -100,7 +109,7 @@ func (s *stage) fromImage(ctx context.Context, st *step, done *slipwayv1.StepDon
 	if err != nil {
 		return nil, err
 	}
-	if force && s.final {
+	if force && s.final && s.build.forecast == nil {
 		for i, l := range layers {
 			if layers[i], err = s.build.job.Maker.Recompress(ctx, l); err != nil {
 				return nil, err
@@ -109,13 +118,16 @@ func (s *stage) fromImage(ctx context.Context, st *step, done *slipwayv1.StepDon
 	}
 	n := &node{stage: s, step: st, made: make(chan struct{}), base: layers, history: s.base.Config.History, cached: true}
 	n.image = baseConfig(s.base.Config)
-	if n.rootfs, err = s.build.sizeOf(ctx, s.base, layers); err != nil {
-		return nil, err
+	n.inputs = known(s.inputsOf(st, n, "", imageInput(inBase, s.ref, s.base.Digest)))
+	if s.build.pulled(layers) {
+		if n.rootfs, err = s.build.sizeOf(ctx, s.base, layers); err != nil {
+			return nil, err
+		}
 	}
 	n.settle()
 	n.image.Config.OnBuild = nil
 	done.Cached = true
-	if n.err != nil || !s.final || !force {
+	if n.err != nil || !s.final || !force || s.build.forecast != nil {
 		return n, n.err
 	}
 	return n, s.offerAll(ctx, layers)
@@ -145,6 +157,9 @@ func (s *stage) offerAll(ctx context.Context, layers []*layer.Layer) error {
 // pull brings an image's layers into the cache; offer, if not nil, gets them as
 // they come.
 func (b *build) pull(ctx context.Context, img *base.Image, st *step, offer func(*layer.Pending)) ([]*layer.Layer, error) {
+	if b.forecast != nil {
+		return b.unpulled(ctx, img)
+	}
 	layers, err := b.opts.Bases.Pull(ctx, b.job.Cache, img, base.PullOptions{
 		App: b.job.App, Max: b.job.MaxSize, Origin: st.source, Line: st.line, Unpack: b.runsOn(img), Offer: offer,
 		Progress: b.pulling(img.Ref),

@@ -43,6 +43,15 @@ type change struct {
 	// alone is what else the step depends on if it does not depend on its
 	// parent; see adopt. It is nil for a step that does.
 	alone []layercache.Part
+
+	// inputs are what key stands for, for people. It is called when the step
+	// has missed or is made.
+	inputs func() []layercache.Part
+
+	reads []*transfer // of files of the context
+	from  *node       // that it copies from; nil if it is none
+
+	unknown string // why a forecast cannot tell whether the step is cached
 }
 
 // extra is what a record keeps beside the cache's own fields.
@@ -63,7 +72,10 @@ func keyAt(parent digest.Digest, parts []layercache.Part) layercache.Key {
 // apply looks the change up or carries it out, and moves the stage on.
 func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *slipwayv1.StepDone) error {
 	n := &node{parent: s.node, stage: s, step: st, image: c.image, createdBy: c.createdBy, made: make(chan struct{}),
-		plain: c.write == nil}
+		plain: c.write == nil, inputs: c.inputs, reads: c.reads}
+	if s.build.forecast != nil {
+		return s.foresee(ctx, st, n, c, done)
+	}
 	if !s.busted {
 		hit, err := s.lookup(ctx, n, c)
 		if err != nil {
@@ -80,7 +92,10 @@ func (s *stage) apply(ctx, steps context.Context, st *step, c *change, done *sli
 		return err
 	}
 	if !s.busted {
+		defer s.explain(ctx, n, done)
 		s.bust(steps, st)
+	} else {
+		s.parent(done)
 	}
 	if err := s.node.ground(steps); err != nil {
 		return err
@@ -121,7 +136,7 @@ func (s *stage) lookup(ctx context.Context, n *node, c *change) (bool, error) {
 	if err := n.parent.wait(ctx); err != nil {
 		return false, err
 	}
-	if s.build.job.NoCache {
+	if s.disabled() != "" {
 		return false, nil
 	}
 	rec, err := s.find(ctx, n, c)
@@ -146,9 +161,9 @@ func (s *stage) find(ctx context.Context, n *node, c *change) (layercache.Step, 
 		return layercache.Step{}, err
 	}
 	key := keyAt(n.parent.id, parts)
-	n.key = key
+	n.key, n.asked = key, key
 	rec, err := cache.Step(ctx, key)
-	if !missing(err) || c.also == nil {
+	if !missing(err) || c.also == nil || s.build.forecast != nil {
 		return rec, err
 	}
 	if l, _ := s.build.lent(key); l != nil {
@@ -168,6 +183,7 @@ func missing(err error) bool { return errors.Is(err, layercache.ErrNotFound) }
 
 func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool, error) {
 	if rec.Peak > s.build.job.MaxSize && s.build.job.MaxSize > 0 {
+		n.tooLarge = true
 		return false, nil // run it again: the ledger says what is too large
 	}
 	var x extra
@@ -203,7 +219,7 @@ func (s *stage) layerOf(ctx context.Context, n *node, diffID digest.Digest, x ex
 		return nil, err
 	}
 	l.Origin, l.CreatedBy = limits.Source{Line: n.step.line, Text: n.step.source}, x.CreatedBy
-	if s.build.job.GetCompression().GetForce() && s.final {
+	if s.build.job.GetCompression().GetForce() && s.final && s.build.forecast == nil {
 		return s.build.job.Maker.Recompress(ctx, l)
 	}
 	return l, nil
@@ -338,7 +354,7 @@ func (b *build) charged(ctx context.Context, layers []*layer.Layer) (*limits.Led
 
 // offer hands a cached layer of the final image to the push.
 func (s *stage) offer(ctx context.Context, n *node) error {
-	if !s.final || n.layer == nil {
+	if !s.final || n.layer == nil || s.build.forecast != nil {
 		return nil
 	}
 	blob, err := s.build.job.Cache.Blob(ctx, n.layer.Descriptor.Digest)

@@ -33,17 +33,19 @@ type copySource struct {
 
 // A transfer copies sources to one place of an image.
 type transfer struct {
-	what    string // "COPY" or "ADD", for messages
-	from    sourceFS
-	context bool // from is the build context
-	sources []copySource
-	dest    string // absolute; ends in "/" if it must be a directory
-	chown   string // as written, expanded; "" keeps owners (context: 0:0)
-	chmod   *modeSet
-	link    bool // the layer is made as if there were nothing below
-	parents bool // sources keep the directories that they are named in
-	exclude *patternmatcher.PatternMatcher
-	inline  []inlineFile // here-documents
+	what     string // "COPY" or "ADD", for messages
+	from     sourceFS
+	context  bool     // from is the build context
+	patterns []string // of the context's files, as written; for explaining a miss
+	sources  []copySource
+	dest     string // absolute; ends in "/" if it must be a directory
+	chown    string // as written, expanded; "" keeps owners (context: 0:0)
+	chmod    *modeSet
+	link     bool // the layer is made as if there were nothing below
+	parents  bool // sources keep the directories that they are named in
+	exclude  *patternmatcher.PatternMatcher
+	excludes []string     // what exclude was made of
+	inline   []inlineFile // here-documents
 }
 
 // An inlineFile is a file that the Dockerfile itself holds.

@@ -59,7 +59,7 @@ func (s *stage) fromContext(ctx context.Context, f copyFlags, patterns []string)
 	if err != nil {
 		return nil, err
 	}
-	t.from, t.context = files, true
+	t.from, t.context, t.patterns = files, true, patterns
 	return t, t.choose(patterns)
 }
 
@@ -82,7 +82,7 @@ func (s *stage) newTransfer(f copyFlags) (*transfer, error) {
 		if err != nil {
 			return nil, failure.Userf(failure.DockerfileInvalid, "mend the pattern", "%s --exclude: %v", f.what, err)
 		}
-		t.exclude = pm
+		t.exclude, t.excludes = pm, f.exclude
 	}
 	for _, c := range f.src.SourceContents {
 		content := c.Data
@@ -158,6 +158,7 @@ func (s *stage) transfer(ctx, steps context.Context, st *step, t *transfer, done
 	c := s.drafted(t)
 	c.image, c.createdBy, c.alone = cloneImage(s.node.image), nopFS(&s.node.image, comment), s.alone(t)
 	c.key = fixed(t.parts("instruction", comment)...)
+	c.inputs, c.reads = s.transferInputs(st, t, hash), []*transfer{t}
 	return s.apply(ctx, steps, st, c, done)
 }
 
@@ -272,8 +273,10 @@ func (s *stage) copyFrom(ctx, steps context.Context, st *step, from string, f co
 	draw := drafted(func(ctx context.Context, d *draft) error { return s.plan(ctx, t, d) })
 	return s.apply(ctx, steps, st, &change{
 		image: cloneImage(image), alone: s.alone(t),
-		key:  v.key,
-		also: v.contentKey,
+		from:   src,
+		inputs: v.inputs(st, from),
+		key:    v.key,
+		also:   v.contentKey,
 		write: func(ctx context.Context, n *node, w *layer.Writer) error {
 			comment, err := v.comment(ctx)
 			if err != nil {

@@ -43,7 +43,8 @@ func (s *stage) dispatch(ctx, steps context.Context, st *step, done *slipwayv1.S
 	}
 	c := &change{
 		image: image, createdBy: nop(&s.node.image, &image, st.cmd, comment),
-		key: fixed(layercache.Part{Name: "instruction", Value: comment}),
+		key:    fixed(layercache.Part{Name: "instruction", Value: comment}),
+		inputs: known(s.inputsOf(st, s.node, comment)),
 	}
 	if v, ok := st.cmd.(*instructions.VolumeCommand); ok {
 		c.write = drafted(func(_ context.Context, d *draft) error { return d.volumes(v.Volumes) }).write
@@ -271,6 +272,7 @@ func (s *stage) workdir(ctx, steps context.Context, st *step, cmd *instructions.
 	c := drafted(func(_ context.Context, d *draft) error { return d.workdir(dir) })
 	c.image, c.createdBy = image, nopFS(&s.node.image, "WORKDIR "+dir)
 	c.key = fixed(layercache.Part{Name: "instruction", Value: "WORKDIR " + dir})
+	c.inputs = known(s.inputsOf(st, s.node, dir))
 	return s.apply(ctx, steps, st, c, done)
 }
 

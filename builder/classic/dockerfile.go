@@ -10,6 +10,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"github.com/slipwayhq/slipway/builder/failure"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
 
 // A dockerfile is the parsed recipe.
@@ -76,6 +77,10 @@ type step struct {
 	end    int
 
 	variable bool // variables decide what it mounts
+
+	// Of a forecast.
+	outlook *slipwayv1.ForecastStep
+	unknown bool
 }
 
 func newStep(number int, cmd instructions.Command, source string, at []parser.Range) *step {

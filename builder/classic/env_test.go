@@ -66,6 +66,7 @@ type world struct {
 	opts     classic.Options
 	max      int64
 	onEmit   func(*slipwayv1.Event) // hears what builds say; may be nil
+	history  []*slipwayv1.Result    // of the app; for forecasts
 	log      *bytes.Buffer
 
 	onNeed  func(path string) // hears what is asked for; may be nil
@@ -186,6 +187,7 @@ func (w *world) build(ctx context.Context, r request) *outcome {
 	b := builder.New(builder.Options{
 		Cache: w.cache, Engine: pushd.NewEngine(nil), Destination: w.destination, MaxSize: w.max, Log: w.opts.Log,
 		Pipelines: map[slipwayv1.Pipeline]builder.Pipeline{slipwayv1.Pipeline_PIPELINE_CLASSIC: classic.New(w.opts)},
+		History:   func(context.Context, string, string) ([]*slipwayv1.Result, error) { return w.history, nil },
 	})
 	result := b.Build(ctx, builder.Request{ID: "build-" + digest.FromString(time.Now().String()).Encoded()[:20], Org: r.org, Start: start}, s)
 	return &outcome{world: w, Result: result, events: s.events, needed: s.needed, repository: start.Targets[0]}

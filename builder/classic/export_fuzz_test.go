@@ -56,14 +56,14 @@ func (c Copy) Both(ctx context.Context, lowers []string, layer, upper string) er
 	return d.create(ctx, upper)
 }
 
-type silent struct{ builder.Session }
+type mute struct{ builder.Session }
 
-func (silent) Emit(*slipwayv1.Event) {}
+func (mute) Emit(*slipwayv1.Event) {}
 
 // Rehearse does with each step of a Dockerfile what is done before anything
 // runs or is copied, over a context in memory.
 func Rehearse(content []byte, files MemoryTree, args map[string]string) error {
-	job := &builder.Job{Request: builder.Request{Start: &slipwayv1.Start{BuildArgs: args}}, Session: silent{}}
+	job := &builder.Job{Request: builder.Request{Start: &slipwayv1.Start{BuildArgs: args}}, Session: mute{}}
 	job.Platform.OS, job.Platform.Architecture = "linux", "amd64"
 	file, err := parse("Dockerfile", content)
 	if err != nil {

@@ -27,6 +27,8 @@ var (
 	Sum          = sum
 	WithPath     = withPath
 	CheckAddress = checkAddress
+	EncodeFiles  = encodeFiles
+	DecodeFiles  = decodeFiles
 )
 
 // StartsArchive reports whether ADD would unpack r.

@@ -202,7 +202,7 @@ func (s *stage) claim(ctx context.Context, n *node, c *change, l *lender, st *st
 
 // accept makes the claim the node's. The error is the lender's fault.
 func (s *stage) accept(ctx context.Context, n *node, cl *claim) (bool, error) {
-	if s.final {
+	if s.final && s.build.forecast == nil {
 		return s.prove(ctx, n, cl)
 	}
 	var x extra

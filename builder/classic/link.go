@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"io/fs"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/slipwayhq/slipway/builder/failure"
@@ -58,7 +57,7 @@ func (s *stage) keepAlone(ctx context.Context, rec layercache.Step, c *change) e
 // adopt looks for the layer that a step with --link made over another image,
 // and puts it on this one in the background. It is counted there, not made.
 func (s *stage) adopt(ctx context.Context, n *node, c *change) (bool, error) {
-	if c.alone == nil || s.build.job.NoCache || s.isUncached() {
+	if c.alone == nil || s.disabled() != "" {
 		return false, nil
 	}
 	rec, err := s.findAlone(ctx, c)
@@ -88,13 +87,6 @@ func (s *stage) adopt(ctx context.Context, n *node, c *change) (bool, error) {
 		}
 	})
 	return true, nil
-}
-
-// isUncached reports whether the request wants all of the stage to run.
-func (s *stage) isUncached() bool {
-	return slices.ContainsFunc(s.build.job.GetNoCacheStages(), func(name string) bool {
-		return name == strconv.Itoa(s.index) || s.name != "" && strings.EqualFold(name, s.name)
-	})
 }
 
 // findAlone finds what keepAlone stored.

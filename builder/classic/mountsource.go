@@ -55,7 +55,7 @@ func (m *mountSource) ofContext(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.files = &transfer{what: mountWhat, from: files, context: true, dest: "/"}
+	m.files = &transfer{what: mountWhat, from: files, context: true, dest: "/", patterns: []string{m.path}}
 	return m.files.take(m.path, m.path)
 }
 

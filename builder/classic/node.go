@@ -37,11 +37,17 @@ type node struct {
 	key       layercache.Key // of a step
 	also      layercache.Key // of what a step copies; zero if it is not known
 	claim     *claim         // of a step that a cache elsewhere has; else nil
+	asked     layercache.Key // that it was looked up by
 	rootfs    int64          // bytes unpacked
 	peak      int64
 	created   time.Time
 	createdBy string
 	cached    bool
+	tooLarge  bool // it was cached, with more than the limit is now
+	ghost     bool // of a forecast: the step would run, and nothing is known of its result
+
+	inputs func() []layercache.Part // see change; may be nil
+	reads  []*transfer              // see change
 
 	fill  func(ctx context.Context, s *layercache.Snapshot) error // writes the layer into an upper directory; may be nil
 	plain bool                                                    // it never has a layer: its tree is the parent's

@@ -119,6 +119,9 @@ type build struct {
 	mounts  mounts
 	clones  clones
 	bound   boundFiles
+
+	memory   memory
+	forecast *forecast // nil if steps are to run
 }
 
 // contextFiles is the build context's manifest as a tree, made once.
@@ -176,6 +179,7 @@ func (b *build) attempt(ctx context.Context) (*builder.Image, error) {
 	if err := errors.Join(b.mounts.close(), b.bound.close(ctx), b.clones.close()); err != nil {
 		b.opts.Log.Error("unmount and remove", "build", b.job.ID, "err", err)
 	}
+	b.remember(ctx, err != nil || context.Cause(steps) != nil)
 	if err != nil || context.Cause(steps) != nil {
 		if cause := context.Cause(steps); cause != nil {
 			return nil, cause
@@ -218,15 +222,19 @@ func (b *build) announce() {
 		}
 		plan.Stages++
 		for _, st := range s.steps {
-			plan.Steps = append(plan.Steps, &slipwayv1.PlannedStep{
-				Step: st.id, Stage: s.label, Number: uint32(st.number), Total: uint32(len(s.steps)),
-				Source: st.source, Line: uint32(st.line), EndLine: uint32(st.end),
-			})
+			plan.Steps = append(plan.Steps, s.planned(st))
 		}
 	}
 	b.job.Session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Plan{Plan: plan}})
 	for _, w := range b.file.warnings {
 		b.warn(w.line, "%s", w.text)
+	}
+}
+
+func (s *stage) planned(st *step) *slipwayv1.PlannedStep {
+	return &slipwayv1.PlannedStep{
+		Step: st.id, Stage: s.label, Number: uint32(st.number), Total: uint32(len(s.steps)),
+		Source: st.source, Line: uint32(st.line), EndLine: uint32(st.end),
 	}
 }
 
@@ -259,6 +267,19 @@ func (b *build) selectStages() error {
 	b.target.need()
 	for s := b.target; s != nil; s = s.from {
 		s.final = true
+	}
+	return b.freshen()
+}
+
+// freshen marks the stages whose steps are not to be looked up.
+func (b *build) freshen() error {
+	for _, name := range b.job.NoCacheStages {
+		s := b.stageNamed(name, len(b.stages))
+		if s == nil {
+			return failure.Userf(failure.DockerfileInvalid, "name one of the stages: "+strings.Join(b.stageNames(), ", "),
+				"there is no stage %s to build without the cache", name)
+		}
+		s.fresh = true
 	}
 	return nil
 }

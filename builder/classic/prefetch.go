@@ -12,7 +12,7 @@ import (
 // bust says that st missed the cache: the steps after it will run too, so the
 // contents that they read may travel while st runs.
 func (s *stage) bust(ctx context.Context, st *step) {
-	s.busted = true
+	s.busted, s.first, s.blamed = true, st, s
 	var copies []copyFlags
 	for _, later := range s.steps[min(st.number, len(s.steps)):] {
 		if f, ok := plainCopy(later.cmd); ok {

@@ -187,6 +187,46 @@ func (r *runMounts) key(ctx context.Context) ([]layercache.Part, error) {
 	return parts, nil
 }
 
+// inputs lists for people what the mounts show. The identity of a stage is
+// known when it is made.
+func (r *runMounts) inputs() (out []layercache.Part) {
+	var files []string
+	for _, m := range r.list {
+		switch {
+		case m.source == nil:
+		case m.source.files != nil:
+			files = append(files, m.source.hash)
+		default:
+			out = append(out, layercache.Part{Name: inStage + " " + m.From, Value: shortID(m.source.tree.id)})
+		}
+	}
+	if len(files) > 0 {
+		out = append(out, layercache.Part{Name: inFiles, Value: short(strings.Join(files, " "))})
+	}
+	return out
+}
+
+// reads lists what the mounts show of the context.
+func (r *runMounts) reads() (out []*transfer) {
+	for _, m := range r.list {
+		if m.source != nil && m.source.files != nil {
+			out = append(out, m.source.files)
+		}
+	}
+	return out
+}
+
+// from returns a stage or image that is mounted: in a forecast, one that would
+// be built anew before all others.
+func (r *runMounts) from() (n *node) {
+	for _, m := range r.list {
+		if m.source != nil && m.source.tree != nil && (n == nil || m.source.tree.ghost) {
+			n = m.source.tree
+		}
+	}
+	return n
+}
+
 // look is what the options say of owner and mode.
 func (m *runMount) look() string {
 	var text []string

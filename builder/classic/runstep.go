@@ -135,8 +135,12 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 		r.sandbox.Args = append(slices.Clone(shellOf(&image)), file.Target)
 		parts = append(parts, layercache.Part{Name: "program", Value: file.Target})
 	}
+	inputs := append(argInputs(s.scope.recorded(values)), layercache.Part{Name: inNetwork, Value: string(mode)})
+	inputs = s.inputsOf(st, s.node, strings.Join(args, "\x00"), inputs...)
 	return s.apply(ctx, steps, st, &change{
 		image: image, createdBy: strings.Join(createdBy, " "),
+		inputs: func() []layercache.Part { return append(mounts.inputs(), inputs...) },
+		reads:  mounts.reads(), from: mounts.from(),
 		key: func(ctx context.Context) ([]layercache.Part, error) {
 			more, err := mounts.key(ctx)
 			return slices.Concat(parts, more), err

@@ -49,6 +49,10 @@ type stage struct {
 	node   *node
 	cmdSet bool           // CMD was set in this stage
 	busted bool           // a step missed the cache: none after it is looked up
+	first  *step          // that missed
+	blamed *stage         // whose step first is
+	fresh  bool           // its steps are run, cached or not
+	unsure bool           // of a forecast: it stands on what is not known before it runs
 	ledger *limits.Ledger // of node's image, while layers are made; touched by one pass at a time
 	done   chan struct{}  // closed when the last step has run
 	err    error
@@ -371,6 +375,7 @@ func (s *stage) step(ctx, steps context.Context, st *step) error {
 	begun := time.Now()
 	emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepStarted{StepStarted: &slipwayv1.StepStarted{Step: st.id}}})
 	done := &slipwayv1.StepDone{Step: st.id}
+	defer s.foreseen(st, done)
 	var err error
 	if st.number == 1 {
 		err = s.begin(ctx, steps, st, done)
@@ -385,7 +390,7 @@ func (s *stage) step(ctx, steps context.Context, st *step) error {
 	if err != nil {
 		e := failure.As(err)
 		done.Error, done.ExitCode = e.Message, int32(e.ExitCode)
-	} else if o := s.build.opts.Observe; o != nil && st.number > 1 {
+	} else if o := s.build.opts.Observe; o != nil && st.number > 1 && s.build.forecast == nil {
 		o.StepCached(done.Cached)
 	}
 	emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepDone{StepDone: done}})

@@ -71,6 +71,9 @@ func (s *stage) trigger(ctx, steps context.Context, st *step, done *slipwayv1.St
 			return err
 		}
 		cached = cached && one.Cached
+		if done.Why == nil {
+			done.Miss, done.Why = one.Miss, one.Why
+		}
 	}
 	done.Cached = done.Cached && cached
 	return s.badTrigger

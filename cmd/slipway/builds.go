@@ -116,7 +116,8 @@ func tableOfBuilds(w io.Writer, builds []build) {
 }
 
 func (p *program) buildsShow() *cobra.Command {
-	return &cobra.Command{
+	var explain bool
+	cmd := &cobra.Command{
 		Use: "show ID", Short: "Show one build", Args: exactly("the ID of a build"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, conn, err := p.connect()
@@ -124,6 +125,9 @@ func (p *program) buildsShow() *cobra.Command {
 				return err
 			}
 			defer c.Close()
+			if explain {
+				return p.explain(cmd.Context(), c, conn, args[0])
+			}
 			b, err := c.GetBuild(cmd.Context(), args[0])
 			if err != nil {
 				return conn.explain(err)
@@ -132,7 +136,27 @@ func (p *program) buildsShow() *cobra.Command {
 			return p.print(r, func(w io.Writer) { showBuild(w, &r, b) })
 		},
 	}
+	cmd.Flags().BoolVar(&explain, "explain", false, "say of each step whether it was cached, and if not why")
+	return cmd
 }
+
+// explain prints why steps of a build were not cached.
+func (p *program) explain(ctx context.Context, c *client.Client, conn *connection, id string) error {
+	x := &explainer{}
+	if _, err := c.Replay(ctx, id, 0, x); err != nil {
+		return conn.explain(err)
+	}
+	e := x.Explain(id)
+	return p.print(e, func(w io.Writer) { e.Write(w) })
+}
+
+// explainer hears a build's log for what it says of the cache.
+type explainer struct{ progress.Explainer }
+
+func (*explainer) Accepted(string, bool) {}
+func (*explainer) Lost(*client.Error)    {}
+func (*explainer) Reattached(uint64)     {}
+func (*explainer) Cancelling()           {}
 
 func showBuild(w io.Writer, b *build, record *slipwayv1.Build) {
 	t := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)

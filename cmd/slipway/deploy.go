@@ -63,13 +63,25 @@ type deployment struct {
 // run checks what can be checked here, then prepares, builds and reports. Once
 // there is a display, it also shows every failure.
 func (d *deployment) run(ctx context.Context) error {
-	show, err := d.p.display(d.flags.progress)
+	mode := d.flags.progress
+	if d.flags.plan && mode == "auto" {
+		mode = "none" // what it finds out is its result
+	}
+	show, err := d.p.display(mode)
 	if err != nil {
 		return err
+	}
+	var plan *forecasts
+	if d.flags.plan {
+		plan = &forecasts{Display: show}
+		show = progress.Multi(plan)
 	}
 	d.show = show
 	d.build = &buildLog{show: show, reattach: cmp.Or(d.p.reattach, time.Minute)}
 	res, err := d.deploy(ctx)
+	if plan != nil {
+		return d.p.foreseen(d.build, plan, res, err, d.app())
+	}
 	return d.p.finish(d.build, res, err, d.app())
 }
 

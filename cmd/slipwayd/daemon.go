@@ -276,7 +276,7 @@ func (d *daemon) openServer(ctx context.Context) error {
 			slipwayv1.Pipeline_PIPELINE_CLASSIC:  pipeline,
 			slipwayv1.Pipeline_PIPELINE_PREBUILT: prebuilt.New(prebuilt.Options{Bases: bases, Log: d.log}),
 		},
-		MaxSize: d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, Log: d.log,
+		MaxSize: d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, History: server.History(d.records), Log: d.log,
 	})
 	d.server = server.New(server.Options{
 		Version: version, Auth: d.auth, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,

@@ -42,6 +42,7 @@ type Build struct {
 	Pipeline       string
 	CreatedBy      string // name of the token
 	IdempotencyKey string // empty if it has none
+	Plan           bool   // it only says what a build would do, and is not listed
 	Created        time.Time
 	Started        time.Time
 	Ended          time.Time
@@ -121,9 +122,9 @@ func (s *Store) Close() error { return s.db.Close() }
 // returns the build that has it, and [ErrExists].
 func (s *Store) Create(ctx context.Context, b Build) (*Build, error) {
 	key := sql.NullString{String: b.IdempotencyKey, Valid: b.IdempotencyKey != ""}
-	res, err := s.db.ExecContext(ctx, `insert into builds (id, org, app, status, pipeline, created_by, created, idempotency_key)
-		values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (org, app, idempotency_key) do nothing`,
-		b.ID, b.Org, b.App, Queued, b.Pipeline, b.CreatedBy, b.Created.UnixMilli(), key)
+	res, err := s.db.ExecContext(ctx, `insert into builds (id, org, app, status, pipeline, created_by, created, idempotency_key, plan)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (org, app, idempotency_key) do nothing`,
+		b.ID, b.Org, b.App, Queued, b.Pipeline, b.CreatedBy, b.Created.UnixMilli(), key, number(b.Plan))
 	if err != nil {
 		return nil, fmt.Errorf("record build %s: %w", b.ID, err)
 	}
@@ -174,14 +175,15 @@ func (s *Store) Get(ctx context.Context, org, id string) (*Build, error) {
 type Query struct {
 	Org    string
 	App    string // empty means all
+	Status string // empty means any
 	Before string // only ids below this one; empty means all
 	Limit  int
 }
 
-// List returns the builds that q selects.
+// List returns the builds that q selects, plans not among them.
 func (s *Store) List(ctx context.Context, q Query) ([]*Build, error) {
-	return s.query(ctx, ` where org = $1 and ($2 = '' or app = $2) and ($3 = '' or id < $3) order by id desc limit $4`,
-		q.Org, q.App, q.Before, q.Limit)
+	return s.query(ctx, ` where org = $1 and ($2 = '' or app = $2) and ($3 = '' or id < $3) and ($4 = '' or status = $4) and plan = 0
+		order by id desc limit $5`, q.Org, q.App, q.Before, q.Status, q.Limit)
 }
 
 // Unfinished returns the builds of all orgs that have not ended.
@@ -201,7 +203,7 @@ func (s *Store) TagOf(ctx context.Context, org, app, digest string) (string, err
 	return tag, err
 }
 
-const selectBuild = `select id, org, app, status, pipeline, created_by, created, started, ended, digest, tag, result, coalesce(idempotency_key, '') from builds`
+const selectBuild = `select id, org, app, status, pipeline, created_by, created, started, ended, digest, tag, result, coalesce(idempotency_key, ''), plan from builds`
 
 func (s *Store) query(ctx context.Context, where string, args ...any) ([]*Build, error) {
 	rows, err := s.db.QueryContext(ctx, selectBuild+where, args...)
@@ -222,13 +224,20 @@ func (s *Store) query(ctx context.Context, where string, args ...any) ([]*Build,
 
 func scan(row interface{ Scan(...any) error }) (*Build, error) {
 	var b Build
-	var created, started, ended int64
-	err := row.Scan(&b.ID, &b.Org, &b.App, &b.Status, &b.Pipeline, &b.CreatedBy, &created, &started, &ended, &b.Digest, &b.Tag, &b.Result, &b.IdempotencyKey)
+	var created, started, ended, plan int64
+	err := row.Scan(&b.ID, &b.Org, &b.App, &b.Status, &b.Pipeline, &b.CreatedBy, &created, &started, &ended, &b.Digest, &b.Tag, &b.Result, &b.IdempotencyKey, &plan)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, ErrNotFound
 	}
-	b.Created, b.Started, b.Ended = at(created), at(started), at(ended)
+	b.Created, b.Started, b.Ended, b.Plan = at(created), at(started), at(ended), plan != 0
 	return &b, err
+}
+
+func number(yes bool) int {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 func at(ms int64) time.Time {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -100,6 +101,36 @@ func contract(t *testing.T, open func(*testing.T) (*records.Store, func() *recor
 		if err != nil || got.Status != records.Succeeded || !got.Started.Equal(at.Add(time.Second)) || !got.Ended.Equal(at.Add(time.Minute)) ||
 			got.Digest != "sha256:1" || got.Tag != "v1" || string(got.Result) != "\x00\x01" || !got.Done() {
 			t.Errorf("ended, after a restart: %+v, %v", got, err)
+		}
+	})
+	t.Run("plans", func(t *testing.T) {
+		s, _ := open(t)
+		plan := build("b")
+		plan.Plan = true
+		for _, b := range []records.Build{build("a"), plan, build("c")} {
+			_, err := s.Create(t.Context(), b)
+			check(t, err)
+		}
+		check(t, s.End(t.Context(), records.Build{ID: "a", Status: records.Succeeded, Ended: at}))
+		for _, q := range []struct {
+			status string
+			want   string
+		}{{"", "c a"}, {records.Succeeded, "a"}, {records.Queued, "c"}} {
+			list, err := s.List(t.Context(), records.Query{Org: "acme", Status: q.status, Limit: 9})
+			check(t, err)
+			var got []string
+			for _, b := range list {
+				got = append(got, b.ID)
+			}
+			if strings.Join(got, " ") != q.want {
+				t.Errorf("status %q: %v, want %s", q.status, got, q.want)
+			}
+		}
+		if b, err := s.Get(t.Context(), "acme", "b"); err != nil || !b.Plan {
+			t.Errorf("the plan itself: %+v, %v", b, err)
+		}
+		if left, err := s.Unfinished(t.Context()); err != nil || len(left) != 2 {
+			t.Errorf("unfinished: %d, %v; want the plan too", len(left), err)
 		}
 	})
 	t.Run("not there", func(t *testing.T) {

@@ -23,7 +23,8 @@ import (
 //	plan               stages, steps: [{step, stage, number, total, source, line, end_line}]
 //	step_started       step
 //	step_log           step, stream ("stdout", "stderr", "note"), data
-//	step_done          step, cached, duration_ms, rootfs_delta, error, exit_code, miss
+//	step_done          step, cached, duration_ms, rootfs_delta, error, exit_code, miss, why: see [Miss]
+//	forecast           see [Forecast]
 //	pull               ref, digest, bytes, total, done
 //	layer              step, layer: as in the result
 //	push               digest, target, bytes, total, retries, outcome, bytes_per_second
@@ -113,7 +114,7 @@ func fields(ev *slipwayv1.Event) map[string]any {
 	case *slipwayv1.Event_StepDone:
 		d := e.StepDone
 		return m{"type": "step_done", "step": d.GetStep(), "cached": d.GetCached(), "duration_ms": d.GetDurationMs(), "rootfs_delta": d.GetRootfsDelta(),
-			"error": d.GetError(), "exit_code": d.GetExitCode(), "miss": d.GetMiss()}
+			"error": d.GetError(), "exit_code": d.GetExitCode(), "miss": d.GetMiss(), "why": NewMiss(d.GetWhy())}
 	case *slipwayv1.Event_Pull:
 		p := e.Pull
 		return m{"type": "pull", "ref": p.GetRef(), "digest": p.GetDigest(), "bytes": p.GetBytes(), "total": p.GetTotal(), "done": p.GetDone()}
@@ -125,6 +126,8 @@ func fields(ev *slipwayv1.Event) map[string]any {
 			"outcome": name("PUSH_OUTCOME_", p.GetOutcome()), "bytes_per_second": p.GetBytesPerSecond()}
 	case *slipwayv1.Event_Rootfs:
 		return m{"type": "rootfs", "bytes": e.Rootfs.GetBytes(), "limit": e.Rootfs.GetLimit()}
+	case *slipwayv1.Event_Forecast:
+		return m{"type": "forecast", "forecast": NewForecast(e.Forecast)}
 	case *slipwayv1.Event_Warning:
 		return m{"type": "warning", "message": e.Warning.GetMessage(), "hint": e.Warning.GetHint(), "line": e.Warning.GetLine(),
 			"rule": e.Warning.GetRule(), "url": e.Warning.GetUrl()}

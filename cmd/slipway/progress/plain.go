@@ -318,8 +318,8 @@ func (p *Plain) done(d *slipwayv1.StepDone) {
 		if grew := delta(d.GetRootfsDelta()); grew != "" {
 			text = pad(text, 28) + "   " + grew
 		}
-		if d.GetMiss() != "" {
-			text = pad(text, 28) + "   missed: " + clip(d.GetMiss(), 160)
+		if miss := p.plan.missText(st); miss != "" {
+			text = pad(text, 28) + "   missed: " + clip(miss, 160)
 		}
 		p.row(st.label, d.GetDurationMs(), text)
 	}

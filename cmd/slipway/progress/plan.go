@@ -17,9 +17,13 @@ type step struct {
 	label   string // "[build 2/4]"
 	source  string
 	line    uint32
+	stage   string
+	number  uint32
+	total   uint32
 	started time.Time // zero before
 	done    bool
 	cached  bool
+	ended   *slipwayv1.StepDone // nil before
 	failed  *slipwayv1.StepDone
 	out     [4]splitter // by stream
 	tail    []tailLine
@@ -38,7 +42,7 @@ var fromScratch = regexp.MustCompile(`(?i)^from\s+(?:--\S+\s+)*(?-i:scratch)(?:\
 
 // end notes how a step ended.
 func (s *step) end(d *slipwayv1.StepDone) {
-	s.done, s.cached = true, d.GetCached()
+	s.done, s.cached, s.ended = true, d.GetCached(), d
 	if d.GetError() != "" {
 		s.failed = d
 		return
@@ -58,6 +62,7 @@ func (p *plan) set(m *slipwayv1.Plan) {
 	for _, s := range m.GetSteps() {
 		st := p.get(s.GetStep())
 		st.label, st.source, st.line = label(s), s.GetSource(), s.GetLine()
+		st.stage, st.number, st.total = s.GetStage(), s.GetNumber(), s.GetTotal()
 	}
 }
 

@@ -71,10 +71,13 @@ func (r *report) succeeded(res *slipwayv1.Result) {
 	if text := pushed(res); text != "" {
 		r.printf("%s", row(r.style, "push", millis(res.GetTimings().GetPush()), text))
 	}
-	if limit := res.GetRootfsLimit(); limit > 0 {
+	if limit := res.GetRootfsLimit(); limit > 0 && (res.GetRootfsBytes() > 0 || res.GetDigest() != "") {
 		used, of := gigabytes(res.GetRootfsBytes(), limit)
 		share := float64(res.GetRootfsBytes()) / float64(limit)
 		r.printf("  rootfs %s of %s %s %.0f %%", used, of, bar(share), share*100)
+	}
+	for _, h := range r.plan.hints() {
+		r.printf("hint: %s", h)
 	}
 }
 

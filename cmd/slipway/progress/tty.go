@@ -258,6 +258,9 @@ func (t *TTY) done(d *slipwayv1.StepDone, now time.Time) {
 	s.end(d)
 	t.step(s, func(v *bkclient.Vertex) {
 		end(now)(v)
+		if miss := t.plan.missText(s); miss != "" && !s.cached {
+			v.Name += "   missed: " + clip(miss, 160)
+		}
 		v.Cached, v.Error = s.cached, d.GetError()
 	})
 }
