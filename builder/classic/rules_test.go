@@ -398,6 +398,59 @@ func TestRelocate(t *testing.T) {
 	}
 }
 
+// FuzzRelocate unpacks whatever archives over whatever images: nothing leads out
+// of the destination, and nothing is reached through a link.
+func FuzzRelocate(f *testing.F) {
+	f.Add("/a d\n/a/l ->/x\n/x d", "l/f f\n../../x f\nl d\nl/g f\nh =l/../x", "a")
+	f.Add("/l ->..", "s ->/etc\ns/passwd f\n.wh.s f\ns/.wh..wh..opq f", "")
+	f.Fuzz(func(t *testing.T, image, archive, dest string) {
+		dest = strings.TrimPrefix(filepath.Clean("/"+dest), "/")
+		var in, out bytes.Buffer
+		tw := tar.NewWriter(&in)
+		for _, line := range strings.Split(archive, "\n") {
+			name, what, _ := strings.Cut(line, " ")
+			h := tar.Header{Typeflag: tar.TypeReg, Name: name, Format: tar.FormatPAX}
+			switch {
+			case what == "d":
+				h.Typeflag = tar.TypeDir
+			case strings.HasPrefix(what, "->"):
+				h.Typeflag, h.Linkname = tar.TypeSymlink, what[2:]
+			case strings.HasPrefix(what, "="):
+				h.Typeflag, h.Linkname = tar.TypeLink, what[1:]
+			}
+			if tw.WriteHeader(&h) != nil {
+				return // no archive has that
+			}
+		}
+		if tw.Close() != nil || memoryTree(image).Relocate(&out, tar.NewReader(&in), dest) != nil {
+			return
+		}
+		inside := func(p string) bool {
+			p = "/" + strings.TrimSuffix(p, "/")
+			return p == filepath.Clean(p) && (dest == "" || strings.HasPrefix(p, "/"+dest+"/"))
+		}
+		links := map[string]bool{}
+		for tr := tar.NewReader(&out); ; {
+			h, err := tr.Next()
+			if err == io.EOF {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !inside(h.Name) || h.Typeflag == tar.TypeLink && !inside(h.Linkname) {
+				t.Errorf("%q (%q) leads out of %q", h.Name, h.Linkname, dest)
+			}
+			for up := filepath.Dir(strings.TrimSuffix(h.Name, "/")); up != "."; up = filepath.Dir(up) {
+				if links[up] {
+					t.Errorf("%q is reached through a link", h.Name)
+				}
+			}
+			links[strings.TrimSuffix(h.Name, "/")] = h.Typeflag == tar.TypeSymlink
+		}
+	})
+}
+
 func TestStartsArchive(t *testing.T) {
 	for text, want := range map[string]bool{"": false, "plain": false, string(make([]byte, 2048)): false, "\x1f\x8b": false, "BZh": false, "\xfd7zXZ\x00": false} {
 		if got := classic.StartsArchive(strings.NewReader(text)); got != want {
