@@ -320,7 +320,7 @@ func (p *process) confirm(ctx context.Context, used int64, at string, most int64
 			return used - credit, at, err
 		}
 	}
-	used, at, err := p.gauge.Confirm(ctx)
+	used, at, err := p.gauge.Confirm(ctx, most+credit)
 	return used - credit, at, err
 }
 

@@ -80,11 +80,12 @@ func (g *Gauge) Look(ctx context.Context, stop int64) (bytes int64, largest stri
 	return g.look(ctx, g.share, 0)
 }
 
-// Confirm makes sure of what the last Look returned: files of more than a few
-// blocks are examined again, and links counted anew.
-func (g *Gauge) Confirm(ctx context.Context) (bytes int64, largest string, err error) {
-	if g.whole {
-		return g.total(), g.largest, nil
+// Confirm makes sure that what the last Look returned is more than stop: files
+// of more than a few blocks are examined again, and links counted anew, unless
+// all others are more already.
+func (g *Gauge) Confirm(ctx context.Context, stop int64) (bytes int64, largest string, err error) {
+	if n := g.total(); g.whole || n-g.doubtful() > stop {
+		return n, g.largest, nil
 	}
 	g.round = g.looks
 	return g.look(ctx, math.MaxInt, believed+1)
@@ -104,6 +105,22 @@ func (g *Gauge) missed(stop int64) bool {
 	now := g.total()
 	lost := g.free - free - max(0, now-g.known)
 	return ok && now <= stop && lost > 0 && now+lost > stop
+}
+
+// doubtful sums what Confirm examines.
+func (g *Gauge) doubtful() int64 {
+	var n int64
+	for _, d := range g.dirs {
+		for _, f := range d.files {
+			if f.blocks > believed {
+				n += int64(f.blocks)
+			}
+		}
+	}
+	for _, b := range g.links {
+		n += int64(b)
+	}
+	return n * blockSize
 }
 
 // Visits returns how many names the last look examined.

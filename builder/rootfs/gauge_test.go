@@ -42,7 +42,7 @@ func exact(t *testing.T, g *rootfs.Gauge, upper string) {
 	t.Helper()
 	want, _, err := rootfs.NewGauge(upper).Look(t.Context(), 0)
 	must(t, err)
-	if n, _, err := g.Confirm(t.Context()); err != nil || n != want {
+	if n, _, err := g.Confirm(t.Context(), 1<<40); err != nil || n != want {
 		t.Errorf("confirmed %d blocks, %v; there are %d", n/blockSize, err, want/blockSize)
 	}
 }
@@ -95,17 +95,24 @@ func TestGaugeConfirms(t *testing.T) {
 	must(t, os.Link(at("d0/3"), at("d1/small")))
 	_, _, err := g.Look(t.Context(), 1<<40)
 	must(t, err)
-	n, _, err := g.Confirm(t.Context())
+	n, _, err := g.Confirm(t.Context(), 1<<40)
 	must(t, err)
 	// Small files are believed: the one that is linked may count twice.
 	if n < (1020-1+99)*blockSize || n > (1020-1+99+1)*blockSize {
 		t.Errorf("confirmed %d blocks", n/blockSize)
 	}
+	must(t, os.Truncate(at("d0/2"), 500*blockSize))
+	if same, _, err := g.Confirm(t.Context(), 900*blockSize); err != nil || same != n {
+		t.Errorf("small files alone are too much, and the others were examined: %d blocks, %v", same/blockSize, err)
+	}
+	if more, _, err := g.Confirm(t.Context(), 1<<40); err != nil || more != n+400*blockSize {
+		t.Errorf("a linked file grew by 400 blocks: %d blocks, %v; were %d", more/blockSize, err, n/blockSize)
+	}
 	must(t, os.Remove(at("d0/2")))
 	must(t, os.Remove(at("d1/twice")))
 	must(t, os.Remove(at("d1/thrice")))
 	must(t, os.Remove(at("d1/small")))
-	if n, _, err = g.Confirm(t.Context()); err != nil || n > (1020-2+1)*blockSize {
+	if n, _, err = g.Confirm(t.Context(), 1<<40); err != nil || n > (1020-2+1)*blockSize {
 		t.Errorf("without the links %d blocks, %v", n/blockSize, err)
 	}
 }
