@@ -32,8 +32,15 @@ import (
 type lender struct {
 	ref   string
 	image *base.Image // of which only manifest and blobs count
-	steps map[layercache.Key]*stepcache.Step
+	all   []*lent     // in the order of the Dockerfile
+	steps map[layercache.Key]*lent
 	out   atomic.Bool
+}
+
+// A lent step is one of a lender's.
+type lent struct {
+	stepcache.Step
+	bringing sync.Mutex // held while its layer is on its way
 }
 
 // lendTime bounds how long a build waits for what a lender has; it can do
@@ -41,7 +48,7 @@ type lender struct {
 const lendTime = 20 * time.Second
 
 // maxLenders bounds what one build may name.
-const maxLenders = 32
+const maxLenders = 16
 
 // lendersAtOnce is how many are read side by side.
 const lendersAtOnce = 4
@@ -87,11 +94,14 @@ func (b *build) openLender(ctx context.Context, ref string) (*lender, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lender{ref: ref, image: img, steps: map[layercache.Key]*stepcache.Step{}}
-	for i := range doc.Steps {
-		for _, k := range doc.Steps[i].Keys {
+	l := &lender{ref: ref, image: img, steps: map[layercache.Key]*lent{}}
+	img.Raw, img.RawConfig = nil, nil // others' bytes, of which enough is kept
+	for _, st := range doc.Steps {
+		one := &lent{Step: st}
+		l.all = append(l.all, one)
+		for _, k := range st.Keys {
 			if _, twice := l.steps[k]; !twice {
-				l.steps[k] = &doc.Steps[i]
+				l.steps[k] = one
 			}
 		}
 	}
@@ -129,7 +139,7 @@ func (b *build) drop(l *lender, err error) {
 }
 
 // lent returns who has a step of one of these keys.
-func (b *build) lent(keys ...layercache.Key) (*lender, *stepcache.Step) {
+func (b *build) lent(keys ...layercache.Key) (*lender, *lent) {
 	for _, k := range keys {
 		for _, l := range b.lenders {
 			if st := l.steps[k]; st != nil && !l.out.Load() {
@@ -146,6 +156,10 @@ func (s *stage) borrow(ctx context.Context, n *node, c *change) (bool, error) {
 		l, st := s.build.lent(n.keys()...)
 		if l == nil {
 			return false, nil
+		}
+		if c.write == nil && !st.Empty {
+			s.build.drop(l, fmt.Errorf("%w: it has a layer of %s, which makes none", stepcache.ErrInvalid, n.step.source))
+			continue
 		}
 		cl, err := s.claim(ctx, n, c, l, st)
 		if err != nil {
@@ -169,19 +183,18 @@ func (s *stage) borrow(ctx context.Context, n *node, c *change) (bool, error) {
 type claim struct {
 	build  *build
 	lender *lender
-	step   *stepcache.Step
+	step   *lent
 	origin limits.Source
 	record layercache.Step // but for sizes
 
-	bringing sync.Mutex // held while the layer is on its way
-	mu       sync.Mutex // guards the rest; never held while waiting
-	layer    *layer.Layer
-	proven   bool
-	rootfs   int64 // of what is proven
-	peak     int64
+	mu     sync.Mutex // guards the rest; never held while waiting
+	layer  *layer.Layer
+	proven bool
+	rootfs int64 // of what is proven
+	peak   int64
 }
 
-func (s *stage) claim(ctx context.Context, n *node, c *change, l *lender, st *stepcache.Step) (*claim, error) {
+func (s *stage) claim(ctx context.Context, n *node, c *change, l *lender, st *lent) (*claim, error) {
 	parts, err := c.key(ctx)
 	if err != nil {
 		return nil, err
@@ -224,6 +237,7 @@ func (s *stage) accept(ctx context.Context, n *node, cl *claim) (bool, error) {
 // prove brings a layer of the final image, counts it and restores the node as
 // from the org's own cache, which has it from now on.
 func (s *stage) prove(ctx context.Context, n *node, cl *claim) (bool, error) {
+	s.lookAhead(ctx, cl)
 	rec := cl.record
 	rec.RootFS, rec.Peak = n.parent.size()
 	if !rec.Empty {
@@ -250,6 +264,33 @@ func (s *stage) prove(ctx context.Context, n *node, cl *claim) (bool, error) {
 	return hit, err
 }
 
+// lookAhead begins to bring the image's layers that come after this one: its
+// steps are likely to hit as well. A miss, or the end of the stage, stops it.
+func (s *stage) lookAhead(ctx context.Context, cl *claim) {
+	if s.stopAhead != nil {
+		return
+	}
+	ctx, s.stopAhead = context.WithCancel(ctx)
+	all := cl.lender.all
+	later := all[slices.Index(all, cl.step)+1:]
+	s.build.passes.Go(func() {
+		var g errgroup.Group
+		g.SetLimit(lendersAtOnce - 1) // one is the step's own
+		for _, st := range later {
+			if st.Empty || !st.InImage || ctx.Err() != nil {
+				continue
+			}
+			ahead := &claim{build: cl.build, lender: cl.lender, step: st, origin: cl.origin}
+			g.Go(func() error {
+				// What fails here fails again, and is told, at the hit.
+				_, _ = ahead.bring(ctx)
+				return nil
+			})
+		}
+		_ = g.Wait()
+	})
+}
+
 // described is the layer as it is claimed to be.
 func (cl *claim) described(createdBy string) *layer.Layer {
 	return &layer.Layer{DiffID: cl.step.DiffID, Descriptor: cl.step.Blob.Descriptor(), Origin: cl.origin, CreatedBy: createdBy, Cached: true}
@@ -257,8 +298,8 @@ func (cl *claim) described(createdBy string) *layer.Layer {
 
 // bring returns the layer, verified, from the org's cache or the lender's.
 func (cl *claim) bring(ctx context.Context) (*layer.Layer, error) {
-	cl.bringing.Lock()
-	defer cl.bringing.Unlock()
+	cl.step.bringing.Lock()
+	defer cl.step.bringing.Unlock()
 	if l := cl.brought(); l != nil {
 		return l, nil
 	}
@@ -480,4 +521,10 @@ func (cl *claim) open() builder.Open {
 		return nil
 	}
 	return one.Open
+}
+
+func (s *stage) endAhead() {
+	if s.stopAhead != nil {
+		s.stopAhead()
+	}
 }

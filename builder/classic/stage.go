@@ -50,6 +50,8 @@ type stage struct {
 	ledger *limits.Ledger // of node's image, while layers are made; touched by one pass at a time
 	done   chan struct{}  // closed when the last step has run
 	err    error
+
+	stopAhead context.CancelFunc // ends lookAhead; nil before it
 }
 
 // makeStages turns the parsed stages into a graph.
@@ -347,6 +349,7 @@ func (s *stage) result(ctx context.Context) (*node, error) {
 }
 
 func (s *stage) run(ctx, steps context.Context) error {
+	defer s.endAhead()
 	for _, st := range s.steps {
 		if err := context.Cause(steps); err != nil {
 			return err
