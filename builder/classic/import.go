@@ -171,7 +171,7 @@ func (s *stage) borrow(ctx context.Context, n *node, c *change) (bool, error) {
 		}
 		if err == nil {
 			if hit {
-				s.note(n.step, "from %s", l.ref)
+				s.note(n.step, " ---> Using cache from %s", l.ref)
 			}
 			return hit, nil
 		}
@@ -215,7 +215,7 @@ func (s *stage) claim(ctx context.Context, n *node, c *change, l *lender, st *le
 
 // accept makes the claim the node's. The error is the lender's fault.
 func (s *stage) accept(ctx context.Context, n *node, cl *claim) (bool, error) {
-	if s.final {
+	if s.final && !s.build.job.PlanOnly {
 		return s.prove(ctx, n, cl)
 	}
 	var x extra
@@ -225,7 +225,7 @@ func (s *stage) accept(ctx context.Context, n *node, cl *claim) (bool, error) {
 	if !cl.step.Empty {
 		n.layer = cl.described(x.CreatedBy)
 	}
-	n.claim = cl
+	n.claim, n.rootfs, n.peak = cl, cl.step.RootFS, cl.step.Peak // for a forecast; see size
 	n.created, n.createdBy, n.cached = cl.record.Created, x.CreatedBy, true
 	if err := n.identify(); err != nil {
 		return false, err
