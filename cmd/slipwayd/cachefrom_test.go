@@ -195,3 +195,30 @@ func withoutPushes(d *deployed) *deployed {
 	}
 	return d
 }
+
+// A cache beside the image costs no upload: its layers are mounted.
+func TestCacheMountsTheImagesLayers(t *testing.T) {
+	t.Parallel()
+	f := startForeign(t, false)
+	_, c := startWithBusybox(t, "--insecure-registry", f.host)
+	c.login(f.host, foreignUser, foreignPassword)
+	var mu sync.Mutex
+	sent := map[string]bool{} // uploads that got bytes
+	f.mu.Lock()
+	f.refuse = func(_ http.ResponseWriter, r *http.Request) bool {
+		if (r.Method == http.MethodPatch || r.Method == http.MethodPut) && strings.Contains(r.URL.Path, "/team/cache/blobs/uploads/") {
+			mu.Lock()
+			defer mu.Unlock()
+			sent[r.URL.Path] = true
+		}
+		return false
+	}
+	f.mu.Unlock()
+	dir := dockerfile("FROM busybox", "RUN echo 1 > /1", "RUN echo 2 > /2").write(t)
+	c.deploy("shop", dir, "--push-to", f.host+"/team/shop:v1", "--cache-to", "type=registry,ref="+f.host+"/team/cache:main")
+	mu.Lock()
+	defer mu.Unlock()
+	if len(sent) != 1 {
+		t.Errorf("%d blobs were uploaded for the cache, want its document only", len(sent))
+	}
+}
