@@ -139,7 +139,7 @@ func (s *stage) find(ctx context.Context, n *node, c *change) (layercache.Step, 
 	if !missing(err) || c.also == nil {
 		return rec, err
 	}
-	if l, _ := s.build.lent(key); l != nil {
+	if l, _ := s.build.lenderOf(key); l != nil {
 		return rec, err // without a look at what it would copy
 	}
 	if parts, err = c.also(ctx); err != nil {
@@ -294,6 +294,9 @@ func (s *stage) record(ctx context.Context, n *node, c *change) error {
 func (s *stage) ledgerOf(ctx context.Context, parent *node) (*limits.Ledger, error) {
 	if s.ledger != nil {
 		return s.ledger, nil
+	}
+	if err := parent.ground(ctx); err != nil {
+		return nil, err
 	}
 	ledger, err := s.build.charged(ctx, parent.layers())
 	if err != nil {

@@ -32,13 +32,13 @@ import (
 type lender struct {
 	ref   string
 	image *base.Image // of which only manifest and blobs count
-	all   []*lent     // in the order of the Dockerfile
-	steps map[layercache.Key]*lent
+	all   []*lentStep // in the order of the Dockerfile
+	steps map[layercache.Key]*lentStep
 	out   atomic.Bool
 }
 
-// A lent step is one of a lender's.
-type lent struct {
+// A lentStep is one of a lender's.
+type lentStep struct {
 	stepcache.Step
 	bringing sync.Mutex // held while its layer is on its way
 }
@@ -94,10 +94,10 @@ func (b *build) openLender(ctx context.Context, ref string) (*lender, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lender{ref: ref, image: img, steps: map[layercache.Key]*lent{}}
+	l := &lender{ref: ref, image: img, steps: map[layercache.Key]*lentStep{}}
 	img.Raw, img.RawConfig = nil, nil // others' bytes, of which enough is kept
 	for _, st := range doc.Steps {
-		one := &lent{Step: st}
+		one := &lentStep{Step: st}
 		l.all = append(l.all, one)
 		for _, k := range st.Keys {
 			if _, twice := l.steps[k]; !twice {
@@ -138,8 +138,8 @@ func (b *build) drop(l *lender, err error) {
 	}
 }
 
-// lent returns who has a step of one of these keys.
-func (b *build) lent(keys ...layercache.Key) (*lender, *lent) {
+// lenderOf returns who has a step of one of these keys.
+func (b *build) lenderOf(keys ...layercache.Key) (*lender, *lentStep) {
 	for _, k := range keys {
 		for _, l := range b.lenders {
 			if st := l.steps[k]; st != nil && !l.out.Load() {
@@ -153,7 +153,7 @@ func (b *build) lent(keys ...layercache.Key) (*lender, *lent) {
 // borrow fills a node that the org's own cache lacks from a cache elsewhere.
 func (s *stage) borrow(ctx context.Context, n *node, c *change) (bool, error) {
 	for {
-		l, st := s.build.lent(n.keys()...)
+		l, st := s.build.lenderOf(n.keys()...)
 		if l == nil {
 			return false, nil
 		}
@@ -183,7 +183,7 @@ func (s *stage) borrow(ctx context.Context, n *node, c *change) (bool, error) {
 type claim struct {
 	build  *build
 	lender *lender
-	step   *lent
+	step   *lentStep
 	origin limits.Source
 	record layercache.Step // but for sizes
 
@@ -194,7 +194,7 @@ type claim struct {
 	peak   int64
 }
 
-func (s *stage) claim(ctx context.Context, n *node, c *change, l *lender, st *lent) (*claim, error) {
+func (s *stage) claim(ctx context.Context, n *node, c *change, l *lender, st *lentStep) (*claim, error) {
 	parts, err := c.key(ctx)
 	if err != nil {
 		return nil, err
@@ -379,13 +379,15 @@ func isLost(err error) bool {
 // ground proves the claims in what the node stands on and is. The error is a
 // lostError when a lender is at fault.
 func (n *node) ground(ctx context.Context) error {
-	open := n.unproven()
-	if len(open) == 0 {
+	for n != nil && (n.claim == nil || n.claim.isProven()) {
+		n = n.parent // what is above is nobody's claim
+	}
+	if n == nil {
 		return nil
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(lendersAtOnce)
-	for _, cl := range open {
+	for _, cl := range n.unproven() {
 		if cl.step.Empty {
 			continue
 		}

@@ -250,6 +250,26 @@ func TestCacheToTheImage(t *testing.T) {
 	}
 }
 
+// Layers come as they are, and as the build wants them if it insists.
+func TestCacheFromWithCompression(t *testing.T) {
+	w := newWorld(t)
+	dir := w.luckyDir()
+	first := w.build(t.Context(), request{dir: dir, dockerfile: lucky, start: &slipwayv1.Start{CacheTo: []*slipwayv1.CacheExport{toRegistry(true)}}})
+	first.check("--------")
+	for _, force := range []bool{false, true} {
+		o := w.elsewhere().build(t.Context(), request{dir: dir, dockerfile: lucky, start: &slipwayv1.Start{
+			CacheFrom:   []string{cacheRef},
+			Compression: &slipwayv1.Compression{Type: slipwayv1.CompressionType_COMPRESSION_TYPE_ZSTD, Force: force},
+		}})
+		o.check("++++++++")
+		for i, l := range o.Layers {
+			if zstd := strings.HasSuffix(l.MediaType, "zstd"); zstd != force || l.DiffId != first.Layers[i].DiffId {
+				t.Errorf("force %v: layer %s is %s", force, l.CreatedBy, l.MediaType)
+			}
+		}
+	}
+}
+
 // What a cache lent and nobody needed goes on to the next cache.
 func TestCacheToAfterCacheFrom(t *testing.T) {
 	w := newWorld(t)
