@@ -12,13 +12,13 @@ import (
 // contents that they copy may travel while st runs.
 func (s *stage) bust(ctx context.Context, st *step) {
 	s.busted = true
-	s.endAhead()
 	var copies []copyFlags
 	for _, later := range s.steps[min(st.number, len(s.steps)):] {
 		if f, ok := plainCopy(later.cmd); ok {
 			copies = append(copies, f)
 		}
 	}
+	s.endAhead()
 	if len(copies) == 0 {
 		return
 	}

@@ -20,11 +20,12 @@ type step struct {
 	started time.Time // zero before
 	done    bool
 	cached  bool
-	lender  string // " from REF" if a cache elsewhere had it
 	failed  *slipwayv1.StepDone
 	out     [4]splitter // by stream
 	tail    []tailLine
 	heard   time.Time // when it last printed something
+
+	lender string // " from REF" if a cache elsewhere had it
 }
 
 // tailLine is a line of output and where in the log it was printed.
