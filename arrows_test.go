@@ -34,15 +34,16 @@ var arrows = map[string][]string{
 	"pushd/compress":   {},
 
 	// builder joins the stages; what a pipeline stands on does not know it.
-	"builder":           {"buildctx", "layercache", "limits", "pushd", "proto"},
-	"builder/failure":   {"limits"},
-	"builder/rootfs":    {},
-	"builder/sandbox":   {},
+	"builder":          {"buildctx", "layercache", "limits", "pushd", "proto"},
+	"builder/failure":  {"limits"},
+	"builder/rootfs":   {},
+	"builder/sandbox":  {},
+	"builder/layer":    {"builder/failure", "builder/rootfs", "layercache", "limits", "pushd"},
+	"builder/base":     {"builder/failure", "builder/layer", "layercache", "limits"},
+	"builder/classic":  {"builder", "buildctx", "layercache", "limits", "proto"},
+	"builder/prebuilt": {"builder", "buildctx", "layercache", "limits", "proto", "pushd"},
+
 	"builder/stepcache": {"layercache"},
-	"builder/layer":     {"builder/failure", "builder/rootfs", "layercache", "limits", "pushd"},
-	"builder/base":      {"builder/failure", "builder/layer", "layercache", "limits"},
-	"builder/classic":   {"builder", "buildctx", "layercache", "limits", "proto"},
-	"builder/prebuilt":  {"builder", "buildctx", "layercache", "limits", "proto", "pushd"},
 
 	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits"},
 	"server/records": {},

@@ -177,7 +177,6 @@ func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool
 			}
 		}
 		n.layer = l
-		s.ledger = nil // it stands below this one
 	}
 	n.also = x.Content
 	n.setSnapshot(rec.Snapshot)

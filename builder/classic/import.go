@@ -238,30 +238,49 @@ func (s *stage) accept(ctx context.Context, n *node, cl *claim) (bool, error) {
 // from the org's own cache, which has it from now on.
 func (s *stage) prove(ctx context.Context, n *node, cl *claim) (bool, error) {
 	s.lookAhead(ctx, cl)
+	before := s.proof
+	s.proof = proof{} // until the ledger stands at n
 	rec := cl.record
 	rec.RootFS, rec.Peak = n.parent.size()
+	ledger := before.at(n.parent)
 	if !rec.Empty {
 		l, err := cl.bring(ctx)
 		if err != nil {
 			return false, err
 		}
-		ledger, err := s.ledgerOf(ctx, n.parent)
-		if err != nil {
-			return false, err
+		if ledger == nil {
+			if ledger, err = s.build.charged(ctx, n.parent.layers()); err != nil {
+				return false, err
+			}
 		}
 		if err := layer.Charge(ctx, s.build.job.Cache, l, ledger); err != nil {
-			s.ledger = nil // it holds a part of the layer
 			return false, err
 		}
 		rec.RootFS, rec.Peak = ledger.Total(), max(rec.Peak, ledger.Peak())
 	}
-	ledger := s.ledger
 	if err := s.build.job.Cache.PutStep(ctx, n.key, rec); err != nil {
 		return false, err
 	}
 	hit, err := s.restore(ctx, n, rec)
-	s.ledger = ledger
+	if hit {
+		s.proof = proof{n, ledger}
+	}
 	return hit, err
+}
+
+// A proof is the ledger of a node whose claim was proven, for the next one:
+// that each charges its own layer only.
+type proof struct {
+	node   *node
+	ledger *limits.Ledger
+}
+
+// at returns the ledger if it stands at n, else nil.
+func (p proof) at(n *node) *limits.Ledger {
+	if p.node != n {
+		return nil
+	}
+	return p.ledger
 }
 
 // lookAhead begins to bring the image's layers that come after this one: its

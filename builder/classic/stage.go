@@ -52,6 +52,7 @@ type stage struct {
 	err    error
 
 	stopAhead context.CancelFunc // ends lookAhead; nil before it
+	proof     proof
 }
 
 // makeStages turns the parsed stages into a graph.
