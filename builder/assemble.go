@@ -23,9 +23,8 @@ type pushedImage struct {
 func (p *pushedImage) digest() digest.Digest { return p.manifests[len(p.manifests)-1].Digest }
 
 // assemble writes the image's config and manifest, unless it brought its own.
-// Equal images give equal bytes. With inline, its config holds the steps that
-// made it.
-func assemble(ctx context.Context, c *layercache.Cache, img *Image, inline bool) (*pushedImage, error) {
+// Equal images give equal bytes. Steps, if any, go into its config.
+func assemble(ctx context.Context, c *layercache.Cache, img *Image, steps []byte) (*pushedImage, error) {
 	if len(img.Manifests) > 0 {
 		return &pushedImage{manifests: img.Manifests, blobs: img.Blobs}, nil
 	}
@@ -44,10 +43,8 @@ func assemble(ctx context.Context, c *layercache.Cache, img *Image, inline bool)
 	if err != nil {
 		return nil, fmt.Errorf("image config: %w", err)
 	}
-	if inline {
-		if raw, err = withSteps(raw, img); err != nil {
-			return nil, fmt.Errorf("image config: %w", err)
-		}
+	if steps != nil {
+		raw = withSteps(raw, steps)
 	}
 	d, err := c.PutBytes(ctx, raw)
 	if err != nil {

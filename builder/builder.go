@@ -125,9 +125,8 @@ type Image struct {
 // A CachedStep is a step as a cache elsewhere keeps it.
 type CachedStep struct {
 	stepcache.Step
-	InImage bool     // it is one of the image's own stages
-	From    []string // repositories that may have its blob, as "host/path"
-	Open    Open     // of a blob that the cache may lack; else nil
+	From []string // repositories that may have its blob, as "host/path"
+	Open Open     // of a blob that the cache may lack; else nil
 }
 
 // Open returns the bytes of a blob from off on, unverified.

@@ -1,12 +1,12 @@
 package builder
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -78,7 +78,15 @@ func (r *run) openExports(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		for _, own := range r.sinks {
+			if own.ref() == s.ref() {
+				return failure.Userf(failure.InvalidArgument, "give the cache a repository or a tag of its own, or use type=inline", "the cache %s would take the image's place", s.ref())
+			}
+		}
 		r.exports = append(r.exports, &export{sink: s, all: c.All})
+	}
+	if r.inline() && len(r.sinks) == 0 {
+		r.warn("push it, or use type=registry,ref=REF", "--cache-to type=inline keeps the steps in the image, which is not pushed")
 	}
 	return nil
 }
@@ -194,16 +202,22 @@ func document(img *Image, all bool) *stepcache.Document {
 	return d
 }
 
-// withSteps adds the image's steps to its config and leaves the rest of it as
-// it is.
-func withSteps(config []byte, img *Image) ([]byte, error) {
+// inlineSteps returns the document that the image's config is to hold; nil if
+// it is to hold none.
+func (r *run) inlineSteps(img *Image) []byte {
+	if !r.inline() {
+		return nil
+	}
 	doc, err := document(img, false).Encode()
 	if err != nil {
-		return nil, err
+		r.warn("the image is complete; shorter instructions take less room", "the image holds no cached steps: %v", err)
+		return nil
 	}
-	rest, ok := strings.CutSuffix(string(config), "}")
-	if !ok {
-		return nil, errors.New("image config is no object")
-	}
-	return fmt.Appendf(nil, "%s,%q:%s}", rest, stepcache.Field, doc), nil
+	return doc
+}
+
+// withSteps adds a document to an image's config, which is an object with
+// fields, and leaves the rest of it as it is.
+func withSteps(config, doc []byte) []byte {
+	return fmt.Appendf(nil, "%s,%q:%s}", bytes.TrimSuffix(config, []byte("}")), stepcache.Field, doc)
 }

@@ -241,7 +241,7 @@ func (r *run) buildAndPush(ctx context.Context, plan Plan) error {
 func (r *run) push(ctx context.Context, image *Image) error {
 	r.current = failure.Push
 	defer r.phase(slipwayv1.PhaseName_PHASE_NAME_PUSH, &r.timings.Push)()
-	made, err := assemble(ctx, r.b.opts.Cache.Org(r.req.Org), image, r.inline())
+	made, err := assemble(ctx, r.b.opts.Cache.Org(r.req.Org), image, r.inlineSteps(image))
 	if err != nil {
 		return err
 	}

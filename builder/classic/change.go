@@ -166,7 +166,7 @@ func (s *stage) find(ctx context.Context, n *node, c *change) (layercache.Step, 
 	if !missing(err) || c.also == nil || s.build.forecast != nil {
 		return rec, err
 	}
-	if l, _ := s.build.lent(key); l != nil {
+	if l, _ := s.build.lenderOf(key); l != nil {
 		return rec, err // without a look at what it would copy
 	}
 	if parts, err = c.also(ctx); err != nil {
@@ -199,7 +199,6 @@ func (s *stage) restore(ctx context.Context, n *node, rec layercache.Step) (bool
 			return false, err
 		}
 		n.layer = l
-		s.ledger = nil // it stands below this one
 	}
 	n.also = x.Content
 	n.setSnapshot(rec.Snapshot)
@@ -332,6 +331,9 @@ func (s *stage) record(ctx context.Context, n *node, c *change) error {
 func (s *stage) ledgerOf(ctx context.Context, parent *node) (*limits.Ledger, error) {
 	if s.ledger != nil {
 		return s.ledger, nil
+	}
+	if err := parent.ground(ctx); err != nil {
+		return nil, err
 	}
 	ledger, err := s.build.charged(ctx, parent.layers())
 	if err != nil {

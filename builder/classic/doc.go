@@ -7,6 +7,7 @@
 // A stage walks its instructions ([stage]); each leaves a [node], the
 // image as it then stands. A node's layer is made in the background while the
 // stage goes on: COPY and friends describe theirs as a [draft] over the tree
-// below, RUN's is the upper directory of its overlay. Read [Pipeline] first,
+// below, RUN's is the upper directory of its overlay. Steps that the org's cache
+// lacks may come from caches elsewhere ([lender]). Read [Pipeline] first,
 // then stage.go, node.go and change.go.
 package classic

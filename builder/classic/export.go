@@ -21,8 +21,8 @@ func (s *stage) portable() []builder.CachedStep {
 }
 
 func (n *node) portable() builder.CachedStep {
-	out := builder.CachedStep{InImage: n.stage.final, Step: stepcache.Step{
-		Keys: n.keys(), Created: n.created, CreatedBy: n.createdBy, Empty: n.layer == nil,
+	out := builder.CachedStep{Step: stepcache.Step{
+		Keys: n.keys(), Created: n.created, CreatedBy: n.createdBy, Empty: n.layer == nil, InImage: n.stage.final,
 	}}
 	out.RootFS, out.Peak = n.size()
 	if n.claim != nil && !n.claim.isProven() {

@@ -32,8 +32,15 @@ import (
 type lender struct {
 	ref   string
 	image *base.Image // of which only manifest and blobs count
-	steps map[layercache.Key]*stepcache.Step
+	all   []*lentStep // in the order of the Dockerfile
+	steps map[layercache.Key]*lentStep
 	out   atomic.Bool
+}
+
+// A lentStep is one of a lender's.
+type lentStep struct {
+	stepcache.Step
+	bringing sync.Mutex // held while its layer is on its way
 }
 
 // lendTime bounds how long a build waits for what a lender has; it can do
@@ -41,7 +48,7 @@ type lender struct {
 const lendTime = 20 * time.Second
 
 // maxLenders bounds what one build may name.
-const maxLenders = 32
+const maxLenders = 16
 
 // lendersAtOnce is how many are read side by side.
 const lendersAtOnce = 4
@@ -87,11 +94,14 @@ func (b *build) openLender(ctx context.Context, ref string) (*lender, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lender{ref: ref, image: img, steps: map[layercache.Key]*stepcache.Step{}}
-	for i := range doc.Steps {
-		for _, k := range doc.Steps[i].Keys {
+	l := &lender{ref: ref, image: img, steps: map[layercache.Key]*lentStep{}}
+	img.Raw, img.RawConfig = nil, nil // others' bytes, of which enough is kept
+	for _, st := range doc.Steps {
+		one := &lentStep{Step: st}
+		l.all = append(l.all, one)
+		for _, k := range st.Keys {
 			if _, twice := l.steps[k]; !twice {
-				l.steps[k] = &doc.Steps[i]
+				l.steps[k] = one
 			}
 		}
 	}
@@ -128,8 +138,8 @@ func (b *build) drop(l *lender, err error) {
 	}
 }
 
-// lent returns who has a step of one of these keys.
-func (b *build) lent(keys ...layercache.Key) (*lender, *stepcache.Step) {
+// lenderOf returns who has a step of one of these keys.
+func (b *build) lenderOf(keys ...layercache.Key) (*lender, *lentStep) {
 	for _, k := range keys {
 		for _, l := range b.lenders {
 			if st := l.steps[k]; st != nil && !l.out.Load() {
@@ -143,9 +153,13 @@ func (b *build) lent(keys ...layercache.Key) (*lender, *stepcache.Step) {
 // borrow fills a node that the org's own cache lacks from a cache elsewhere.
 func (s *stage) borrow(ctx context.Context, n *node, c *change) (bool, error) {
 	for {
-		l, st := s.build.lent(n.keys()...)
+		l, st := s.build.lenderOf(n.keys()...)
 		if l == nil {
 			return false, nil
+		}
+		if c.write == nil && !st.Empty {
+			s.build.drop(l, fmt.Errorf("%w: it has a layer of %s, which makes none", stepcache.ErrInvalid, n.step.source))
+			continue
 		}
 		cl, err := s.claim(ctx, n, c, l, st)
 		if err != nil {
@@ -157,7 +171,7 @@ func (s *stage) borrow(ctx context.Context, n *node, c *change) (bool, error) {
 		}
 		if err == nil {
 			if hit {
-				s.note(n.step, "from %s", l.ref)
+				s.note(n.step, " ---> Using cache from %s", l.ref)
 			}
 			return hit, nil
 		}
@@ -169,19 +183,18 @@ func (s *stage) borrow(ctx context.Context, n *node, c *change) (bool, error) {
 type claim struct {
 	build  *build
 	lender *lender
-	step   *stepcache.Step
+	step   *lentStep
 	origin limits.Source
 	record layercache.Step // but for sizes
 
-	bringing sync.Mutex // held while the layer is on its way
-	mu       sync.Mutex // guards the rest; never held while waiting
-	layer    *layer.Layer
-	proven   bool
-	rootfs   int64 // of what is proven
-	peak     int64
+	mu     sync.Mutex // guards the rest; never held while waiting
+	layer  *layer.Layer
+	proven bool
+	rootfs int64 // of what is proven
+	peak   int64
 }
 
-func (s *stage) claim(ctx context.Context, n *node, c *change, l *lender, st *stepcache.Step) (*claim, error) {
+func (s *stage) claim(ctx context.Context, n *node, c *change, l *lender, st *lentStep) (*claim, error) {
 	parts, err := c.key(ctx)
 	if err != nil {
 		return nil, err
@@ -212,7 +225,7 @@ func (s *stage) accept(ctx context.Context, n *node, cl *claim) (bool, error) {
 	if !cl.step.Empty {
 		n.layer = cl.described(x.CreatedBy)
 	}
-	n.claim = cl
+	n.claim, n.rootfs, n.peak = cl, cl.step.RootFS, cl.step.Peak // for a forecast; see size
 	n.created, n.createdBy, n.cached = cl.record.Created, x.CreatedBy, true
 	if err := n.identify(); err != nil {
 		return false, err
@@ -224,30 +237,77 @@ func (s *stage) accept(ctx context.Context, n *node, cl *claim) (bool, error) {
 // prove brings a layer of the final image, counts it and restores the node as
 // from the org's own cache, which has it from now on.
 func (s *stage) prove(ctx context.Context, n *node, cl *claim) (bool, error) {
+	s.lookAhead(ctx, cl)
+	before := s.proof
+	s.proof = proof{} // until the ledger stands at n
 	rec := cl.record
 	rec.RootFS, rec.Peak = n.parent.size()
+	ledger := before.at(n.parent)
 	if !rec.Empty {
 		l, err := cl.bring(ctx)
 		if err != nil {
 			return false, err
 		}
-		ledger, err := s.ledgerOf(ctx, n.parent)
-		if err != nil {
-			return false, err
+		if ledger == nil {
+			if ledger, err = s.build.charged(ctx, n.parent.layers()); err != nil {
+				return false, err
+			}
 		}
 		if err := layer.Charge(ctx, s.build.job.Cache, l, ledger); err != nil {
-			s.ledger = nil // it holds a part of the layer
 			return false, err
 		}
 		rec.RootFS, rec.Peak = ledger.Total(), max(rec.Peak, ledger.Peak())
 	}
-	ledger := s.ledger
 	if err := s.build.job.Cache.PutStep(ctx, n.key, rec); err != nil {
 		return false, err
 	}
 	hit, err := s.restore(ctx, n, rec)
-	s.ledger = ledger
+	if hit {
+		s.proof = proof{n, ledger}
+	}
 	return hit, err
+}
+
+// A proof is the ledger of a node whose claim was proven, for the next one:
+// that each charges its own layer only.
+type proof struct {
+	node   *node
+	ledger *limits.Ledger
+}
+
+// at returns the ledger if it stands at n, else nil.
+func (p proof) at(n *node) *limits.Ledger {
+	if p.node != n {
+		return nil
+	}
+	return p.ledger
+}
+
+// lookAhead begins to bring the image's layers that come after this one: its
+// steps are likely to hit as well. A miss, or the end of the stage, stops it.
+func (s *stage) lookAhead(ctx context.Context, cl *claim) {
+	if s.stopAhead != nil {
+		return
+	}
+	ctx, s.stopAhead = context.WithCancel(ctx)
+	all := cl.lender.all
+	later := all[slices.Index(all, cl.step)+1:]
+	s.build.passes.Go(func() {
+		var g errgroup.Group
+		g.SetLimit(lendersAtOnce - 1) // one is the step's own
+		for _, st := range later {
+			if st.Empty || !st.InImage || ctx.Err() != nil {
+				continue
+			}
+			ahead := &claim{build: cl.build, lender: cl.lender, step: st, origin: cl.origin}
+			g.Go(func() error {
+				// What fails here fails again, and is told, at the hit.
+				_, _ = ahead.bring(ctx)
+				return nil
+			})
+		}
+		_ = g.Wait()
+	})
 }
 
 // described is the layer as it is claimed to be.
@@ -257,8 +317,8 @@ func (cl *claim) described(createdBy string) *layer.Layer {
 
 // bring returns the layer, verified, from the org's cache or the lender's.
 func (cl *claim) bring(ctx context.Context) (*layer.Layer, error) {
-	cl.bringing.Lock()
-	defer cl.bringing.Unlock()
+	cl.step.bringing.Lock()
+	defer cl.step.bringing.Unlock()
 	if l := cl.brought(); l != nil {
 		return l, nil
 	}
@@ -338,13 +398,15 @@ func isLost(err error) bool {
 // ground proves the claims in what the node stands on and is. The error is a
 // lostError when a lender is at fault.
 func (n *node) ground(ctx context.Context) error {
-	open := n.unproven()
-	if len(open) == 0 {
+	for n != nil && (n.claim == nil || n.claim.isProven()) {
+		n = n.parent // what is above is nobody's claim
+	}
+	if n == nil {
 		return nil
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(lendersAtOnce)
-	for _, cl := range open {
+	for _, cl := range n.unproven() {
 		if cl.step.Empty {
 			continue
 		}
@@ -480,4 +542,10 @@ func (cl *claim) open() builder.Open {
 		return nil
 	}
 	return one.Open
+}
+
+func (s *stage) endAhead() {
+	if s.stopAhead != nil {
+		s.stopAhead()
+	}
 }

@@ -150,6 +150,12 @@ func TestCacheFromRegistry(t *testing.T) {
 		}
 	}
 
+	for _, st := range w.steps() {
+		if st.InImage != own[digestOf(st)] && !st.Empty {
+			t.Errorf("%s: in the image %v", st.CreatedBy, st.InImage)
+		}
+	}
+
 	// The steps are the org's own now.
 	third := b.build(t.Context(), request{dir: dir, dockerfile: lucky, start: &slipwayv1.Start{CacheFrom: []string{cacheRef}}})
 	third.check("++++++++")
@@ -234,6 +240,36 @@ func TestCacheInline(t *testing.T) {
 	}
 }
 
+// A cache must not take the place of the image.
+func TestCacheToTheImage(t *testing.T) {
+	w := newWorld(t)
+	same := toRegistry(true)
+	same.Ref = registryHost + "/fid/case:latest"
+	if o := w.build(t.Context(), request{dockerfile: "FROM fid/base:1\n", start: &slipwayv1.Start{CacheTo: []*slipwayv1.CacheExport{same}}}); o.GetError().GetCode() != failure.InvalidArgument {
+		t.Errorf("result %v", o.Result)
+	}
+}
+
+// Layers come as they are, and as the build wants them if it insists.
+func TestCacheFromWithCompression(t *testing.T) {
+	w := newWorld(t)
+	dir := w.luckyDir()
+	first := w.build(t.Context(), request{dir: dir, dockerfile: lucky, start: &slipwayv1.Start{CacheTo: []*slipwayv1.CacheExport{toRegistry(true)}}})
+	first.check("--------")
+	for _, force := range []bool{false, true} {
+		o := w.elsewhere().build(t.Context(), request{dir: dir, dockerfile: lucky, start: &slipwayv1.Start{
+			CacheFrom:   []string{cacheRef},
+			Compression: &slipwayv1.Compression{Type: slipwayv1.CompressionType_COMPRESSION_TYPE_ZSTD, Force: force},
+		}})
+		o.check("++++++++")
+		for i, l := range o.Layers {
+			if zstd := strings.HasSuffix(l.MediaType, "zstd"); zstd != force || l.DiffId != first.Layers[i].DiffId {
+				t.Errorf("force %v: layer %s is %s", force, l.CreatedBy, l.MediaType)
+			}
+		}
+	}
+}
+
 // What a cache lent and nobody needed goes on to the next cache.
 func TestCacheToAfterCacheFrom(t *testing.T) {
 	w := newWorld(t)
@@ -277,6 +313,21 @@ func (w *world) artifact(name, tag string) (ocispec.Manifest, []byte) {
 	config, err := os.ReadFile(path)
 	w.must(err)
 	return m, config
+}
+
+// steps lists those of the tests' cache.
+func (w *world) steps() []stepcache.Step {
+	w.tb.Helper()
+	doc, err := stepcache.Decode(w.document("fid/cache", "main"))
+	w.must(err)
+	return doc.Steps
+}
+
+func digestOf(st stepcache.Step) string {
+	if st.Blob == nil {
+		return ""
+	}
+	return st.Blob.Digest.String()
 }
 
 // poison puts a changed cache in place of the one that a build wrote.
@@ -328,6 +379,10 @@ func TestPoisonedCache(t *testing.T) {
 		{"too long", lucky, func(m *ocispec.Manifest, d *stepcache.Document) { resize(m, d.Steps[4].Blob, d.Steps[4].Blob.Size+1) }, "++++----", ""},
 		{"too short", lucky, func(m *ocispec.Manifest, d *stepcache.Document) { resize(m, d.Steps[4].Blob, d.Steps[4].Blob.Size-1) }, "++++----", "longer than"},
 		{"huge", lucky, func(m *ocispec.Manifest, d *stepcache.Document) { resize(m, d.Steps[4].Blob, 1<<60) }, "++++----", "larger than any image"},
+		{"layer of a step that makes none", lucky, func(_ *ocispec.Manifest, d *stepcache.Document) {
+			env := &d.Steps[5]
+			env.Empty, env.DiffID, env.Blob = false, d.Steps[4].DiffID, d.Steps[4].Blob
+		}, "+++++---", "which makes none"},
 		{"no document", lucky, func(m *ocispec.Manifest, d *stepcache.Document) { d.Version = 99 }, "--------", "version 99"},
 		{"media type", lucky, func(m *ocispec.Manifest, d *stepcache.Document) { d.Steps[4].Blob.MediaType = "text/html" }, "--------", "text/html"},
 		// A claim of another stage that is found to be false when the stage
@@ -428,12 +483,9 @@ func TestCacheWhoseBlobIsGone(t *testing.T) {
 	w := newWorld(t)
 	dir := w.luckyDir()
 	w.build(t.Context(), request{dir: dir, dockerfile: lucky, start: &slipwayv1.Start{CacheTo: []*slipwayv1.CacheExport{toRegistry(true)}}}).check("--------")
-	_, config := w.artifact("fid/cache", "main")
-	var d stepcache.Document
-	w.must(json.Unmarshal(config, &d))
 	repo, err := w.registry.Repository("fid/cache")
 	w.must(err)
-	path, _, err := repo.Blob(t.Context(), d.Steps[1].Blob.Digest)
+	path, _, err := repo.Blob(t.Context(), w.steps()[1].Blob.Digest)
 	w.must(errors.Join(err, os.Remove(path)))
 	begun := time.Now()
 	last := strings.Replace(lucky, "> /out\n", "> /out\nRUN cat /out > /copy\n", 1)

@@ -35,8 +35,6 @@ type node struct {
 	layer     *layer.Layer // nil if the step has none
 	id        digest.Digest
 	key       layercache.Key // of a step
-	also      layercache.Key // of what a step copies; zero if it is not known
-	claim     *claim         // of a step that a cache elsewhere has; else nil
 	asked     layercache.Key // that it was looked up by
 	rootfs    int64          // bytes unpacked
 	peak      int64
@@ -59,6 +57,9 @@ type node struct {
 
 	mounting sync.Mutex
 	mounted  string // where the tree is mounted; "" if nowhere
+
+	also  layercache.Key // a further key, of what a step copies; zero if it is not known
+	claim *claim         // of a step that a cache elsewhere has; else nil
 }
 
 // wait returns when the node is made.

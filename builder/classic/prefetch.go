@@ -20,6 +20,7 @@ func (s *stage) bust(ctx context.Context, st *step) {
 		}
 		copies = append(copies, plainBinds(later)...)
 	}
+	s.endAhead()
 	if len(copies) == 0 {
 		return
 	}

@@ -56,6 +56,9 @@ type stage struct {
 	ledger *limits.Ledger // of node's image, while layers are made; touched by one pass at a time
 	done   chan struct{}  // closed when the last step has run
 	err    error
+
+	stopAhead context.CancelFunc // ends lookAhead; nil before it
+	proof     proof
 }
 
 // makeStages turns the parsed stages into a graph.
@@ -355,6 +358,7 @@ func (s *stage) result(ctx context.Context) (*node, error) {
 }
 
 func (s *stage) run(ctx, steps context.Context) error {
+	defer s.endAhead()
 	for _, st := range s.steps {
 		if err := context.Cause(steps); err != nil {
 			return err

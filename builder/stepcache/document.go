@@ -34,7 +34,7 @@ const (
 const Version = 1
 
 // MaxSize bounds what Decode takes.
-const MaxSize = 8 << 20
+const MaxSize = 2 << 20
 
 // Decisions that callers take.
 var (
@@ -59,8 +59,9 @@ type Step struct {
 	Empty     bool          `json:"empty,omitempty"` // the step changed no file
 	DiffID    digest.Digest `json:"diff_id,omitempty"`
 	Blob      *Blob         `json:"blob,omitempty"`
-	RootFS    int64         `json:"rootfs"` // bytes of the unpacked tree after it
-	Peak      int64         `json:"peak"`   // the most it had up to here
+	InImage   bool          `json:"in_image,omitempty"` // of the image's own stages
+	RootFS    int64         `json:"rootfs"`             // bytes of the unpacked tree after it
+	Peak      int64         `json:"peak"`               // the most it had up to here
 }
 
 // A Blob is a layer as it lies in the repository of the document.

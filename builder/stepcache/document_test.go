@@ -22,7 +22,7 @@ func sample() *stepcache.Document {
 	return &stepcache.Document{Steps: []stepcache.Step{
 		{
 			Keys: []layercache.Key{key("env")}, Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
-			CreatedBy: "/bin/sh -c #(nop)  ENV A=b", Empty: true, RootFS: 4096, Peak: 8192,
+			CreatedBy: "/bin/sh -c #(nop)  ENV A=b", Empty: true, InImage: true, RootFS: 4096, Peak: 8192,
 		},
 		{
 			Keys: []layercache.Key{key("copy"), key("copied")}, Created: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC),

@@ -49,8 +49,6 @@ type deployFlags struct {
 	progress         string
 	warnSize         string
 	idempotencyKey   string
-	plan             bool
-	noCacheStages    []string
 }
 
 func (o *deployFlags) register(cmd *cobra.Command) {

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -150,4 +151,74 @@ func TestCacheThatIsAway(t *testing.T) {
 		t.Errorf("took %v", spent)
 	}
 	d.pull(r)
+}
+
+// Layers of the image come side by side, though their steps are looked at one
+// after the other.
+func TestCachedLayersComeTogether(t *testing.T) {
+	t.Parallel()
+	f := startForeign(t, false)
+	_, c := startWithBusybox(t, "--insecure-registry", f.host)
+	c.login(f.host, foreignUser, foreignPassword)
+	dir := dockerfile("FROM busybox", "RUN echo 1 > /1", "ENV A=b", "RUN echo 2 > /2", "RUN echo 3 > /3").write(t)
+	cache := f.host + "/team/cache:main"
+	first := c.deploy("shop", dir, "--cache-to", "type=registry,ref="+cache)
+
+	d, _ := startWithBusybox(t, "--insecure-registry", f.host)
+	c = d.client()
+	c.login(f.host, foreignUser, foreignPassword)
+	asked := make(chan struct{})
+	var once sync.Once
+	f.mu.Lock()
+	f.refuse = func(_ http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.Method != http.MethodGet || r.Header.Get("Authorization") == "":
+		case strings.HasSuffix(r.URL.Path, first.Layers[3].Digest):
+			once.Do(func() { close(asked) })
+		case strings.HasSuffix(r.URL.Path, first.Layers[1].Digest):
+			select {
+			case <-asked:
+			case <-time.After(30 * time.Second):
+				t.Error("the first layer came before anybody asked for the third")
+			}
+		}
+		return false
+	}
+	f.mu.Unlock()
+	checkUnchanged(t, "side by side", first, withoutPushes(c.deploy("shop", dir, "--cache-from", cache)))
+}
+
+// withoutPushes takes for present what was new to a registry.
+func withoutPushes(d *deployed) *deployed {
+	for i := range d.Layers {
+		d.Layers[i].Pushed = "present"
+	}
+	return d
+}
+
+// A cache beside the image costs no upload: its layers are mounted.
+func TestCacheMountsTheImagesLayers(t *testing.T) {
+	t.Parallel()
+	f := startForeign(t, false)
+	_, c := startWithBusybox(t, "--insecure-registry", f.host)
+	c.login(f.host, foreignUser, foreignPassword)
+	var mu sync.Mutex
+	sent := map[string]bool{} // uploads that got bytes
+	f.mu.Lock()
+	f.refuse = func(_ http.ResponseWriter, r *http.Request) bool {
+		if (r.Method == http.MethodPatch || r.Method == http.MethodPut) && strings.Contains(r.URL.Path, "/team/cache/blobs/uploads/") {
+			mu.Lock()
+			defer mu.Unlock()
+			sent[r.URL.Path] = true
+		}
+		return false
+	}
+	f.mu.Unlock()
+	dir := dockerfile("FROM busybox", "RUN echo 1 > /1", "RUN echo 2 > /2").write(t)
+	c.deploy("shop", dir, "--push-to", f.host+"/team/shop:v1", "--cache-to", "type=registry,ref="+f.host+"/team/cache:main")
+	mu.Lock()
+	defer mu.Unlock()
+	if len(sent) != 1 {
+		t.Errorf("%d blobs were uploaded for the cache, want its document only", len(sent))
+	}
 }

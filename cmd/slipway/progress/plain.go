@@ -261,26 +261,47 @@ func sent(c *slipwayv1.ContextProgress, detail string, cached bool) string {
 // summary replaces the lines of cached steps by one if no other step ran.
 func (p *Plain) summary(ms int64) {
 	if n := len(p.cached); n > 0 && !p.missed {
+		lenders := p.lenders()
 		p.cached, p.missed, p.whole = nil, true, true
-		p.row("build", ms, fmt.Sprintf("%d of %s cached", n, plural(len(p.plan.order), "step")))
+		p.row("build", ms, fmt.Sprintf("%d of %s cached%s", n, plural(len(p.plan.order), "step"), lenders))
 		return
 	}
 	p.flush()
 }
 
+// lenders tells which caches elsewhere had the cached steps, and how many each.
+func (p *Plain) lenders() string {
+	var order []string
+	count := map[string]int{}
+	for _, st := range p.cached {
+		if st.lender == "" {
+			continue
+		}
+		if count[st.lender]++; count[st.lender] == 1 {
+			order = append(order, st.lender)
+		}
+	}
+	var text strings.Builder
+	for _, l := range order {
+		fmt.Fprintf(&text, ", %d%s", count[l], l)
+	}
+	return text.String()
+}
+
 // flush prints the cached steps that were held back.
 func (p *Plain) flush() {
 	for _, st := range p.cached {
-		p.say("• %s   cached", pad(pad(st.label, 14)+" "+clip(st.source, 100), 48))
+		p.say("• %s   cached%s", pad(pad(st.label, 14)+" "+clip(st.source, 100), 48), st.lender)
 	}
 	p.cached = nil
 }
 
 func (p *Plain) log(l *slipwayv1.StepLog) {
+	st := p.plan.get(l.GetStep())
 	if isRestated(l) {
+		st.heed(l)
 		return
 	}
-	st := p.plan.get(l.GetStep())
 	p.output(st, st.out[int(l.GetStream())%len(st.out)].add(l.GetData()))
 }
 

@@ -28,6 +28,8 @@ type step struct {
 	out     [4]splitter // by stream
 	tail    []tailLine
 	heard   time.Time // when it last printed something
+
+	lender string // " from REF" if a cache elsewhere had it
 }
 
 // tailLine is a line of output and where in the log it was printed.
@@ -120,6 +122,16 @@ func label(s *slipwayv1.PlannedStep) string {
 // restated matches what the daemon says about a step in the words of Docker's
 // classic builder, and every display here in its own.
 var restated = regexp.MustCompile(`^(Step \d+/\d+ :| ?---> |Removed intermediate container|Successfully (built|tagged) )`)
+
+// lentBy matches a hit in a cache elsewhere.
+var lentBy = regexp.MustCompile(`^ ---> Using cache from (\S+)\n$`)
+
+// heed takes from what the daemon says about the step where it was cached.
+func (s *step) heed(l *slipwayv1.StepLog) {
+	if m := lentBy.FindSubmatch(l.GetData()); m != nil && l.GetStream() == slipwayv1.LogStream_LOG_STREAM_NOTE {
+		s.lender = " from " + string(m[1])
+	}
+}
 
 func isRestated(l *slipwayv1.StepLog) bool {
 	return l.GetStream() == slipwayv1.LogStream_LOG_STREAM_NOTE && restated.Match(l.GetData())
