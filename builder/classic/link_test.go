@@ -1,6 +1,7 @@
 package classic_test
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -54,7 +55,7 @@ func TestLinkCache(t *testing.T) {
 		{"other shell", `SHELL ["/bin/sh", "-ec"]`, `SHELL ["/bin/sh", "-c"]`, "COPY --link f /l/", "--"},
 		{"numeric owner", "USER 1", "USER 2", "COPY --link --chown=1:2 f /l/", "-+"},
 		{"named owner", "RUN echo u:x:7:8:::: > /etc/passwd; echo u:x:8: > /etc/group", "RUN echo u:x:9:9:::: > /etc/passwd; echo u:x:9: > /etc/group", "COPY --link --chown=u f /l/", "--"},
-		{"all hits, then a miss", "ENV x=1", "ENV x=2", "COPY --link f /l/\nCOPY --link d /l/\nRUN ls /l\nCOPY --link f /z", "-++-+"},
+		{"all hits, then a miss", "ENV x=1", "ENV x=2", "COPY --link f /l/\nCOPY --link d /l/\nRUN ls /l > /list\nCOPY --link f /z\nCOPY d /l/d", "-++-+-"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := w.on(t)
@@ -74,6 +75,9 @@ func TestLinkCache(t *testing.T) {
 			}
 			if len(img.config.History) != len(fresh.pull().config.History) || img.config.History[len(img.config.History)-1].CreatedBy != fresh.pull().config.History[len(img.config.History)-1].CreatedBy {
 				t.Errorf("history %+v", img.config.History)
+			}
+			if second.RootfsBytes != fresh.RootfsBytes {
+				t.Errorf("the root file system has %d bytes, %d without a cache", second.RootfsBytes, fresh.RootfsBytes)
 			}
 			third := w.build(t.Context(), request{org: org, dir: dir, dockerfile: file(tc.after)})
 			third.pull()
@@ -96,9 +100,11 @@ func TestLinkLimits(t *testing.T) {
 	if e := o.Error; e.GetCode() != failure.TooLarge || e.GetLine() != 3 {
 		t.Errorf("%v", e)
 	}
-	o = w.build(t.Context(), request{dir: dir, dockerfile: "FROM scratch\nENV a=b\nCOPY --link four /four", start: &slipwayv1.Start{NoCache: true}})
-	o.pull()
-	if got := o.cached(); got != "--" {
-		t.Errorf("--no-cache: %s", got)
+	for i, start := range []*slipwayv1.Start{{NoCache: true}, {NoCacheStages: []string{"Last"}}, {NoCacheStages: []string{"0"}}} {
+		o = w.build(t.Context(), request{dir: dir, dockerfile: fmt.Sprintf("FROM scratch AS last\nENV a=%d\nCOPY --link four /four", i), start: start})
+		o.pull()
+		if got := o.cached(); got != "--" {
+			t.Errorf("%v: %s", start, got)
+		}
 	}
 }
