@@ -134,6 +134,14 @@ func TestExplainParents(t *testing.T) {
 	say("pruned", o, "COPY f /f", "evicted: removed from the cache at ")
 	say("pruned", o, "COPY f /f", "pruned by request")
 
+	layers := o.Layers
+	w.must(os.Remove(filepath.Join(w.root, "cache/content/blobs/sha256", strings.TrimPrefix(layers[len(layers)-1].Digest, "sha256:"))))
+	o = w.build(t.Context(), request{dir: dir, dockerfile: stages})
+	say("damaged", o, "COPY g /g", "damaged: found damaged at ")
+	if o.cached() != "+++-" {
+		t.Errorf("cached %q", o.cached())
+	}
+
 	const failing = "FROM fid/base:1\nRUN true\nRUN test -e /proc/self/nothing\n"
 	fail := &slipwayv1.Start{Dockerfile: &slipwayv1.Dockerfile{Name: "Failing", Content: []byte(failing)}}
 	if o = w.build(t.Context(), request{start: fail}); o.Error == nil {
