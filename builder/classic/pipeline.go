@@ -76,6 +76,9 @@ func (p *Pipeline) Plan(ctx context.Context, job *builder.Job) (builder.Plan, er
 	}
 	b.number()
 	b.announce()
+	if err := b.lint(ctx); err != nil {
+		return nil, err
+	}
 	return b, nil
 }
 
@@ -181,9 +184,6 @@ func (b *build) announce() {
 		}
 	}
 	b.job.Session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Plan{Plan: plan}})
-	for _, w := range b.file.warnings {
-		b.warn(w.line, "%s", w.text)
-	}
 }
 
 func (b *build) warn(line int, format string, args ...any) {
