@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -30,13 +31,19 @@ func (d *daemon) hidden(c *client, build string, texts ...string) {
 		"builds list --json":  []byte(c.slipway("builds", "list", "--json").text()),
 		"cache usage, --json": []byte(c.slipway("cache", "usage", "--json").text()),
 	}
-	files := 0
+	files, disk := 0, device(d.t, d.root)
 	err := filepath.WalkDir(d.root, func(path string, e fs.DirEntry, err error) error {
 		if os.IsNotExist(err) {
 			return nil // a daemon at work
 		}
-		if err != nil || !e.Type().IsRegular() {
+		if err != nil {
 			return err
+		}
+		if e.IsDir() && device(d.t, path) != disk {
+			return filepath.SkipDir // the file system of a step at work
+		}
+		if !e.Type().IsRegular() {
+			return nil
 		}
 		b, err := os.ReadFile(path)
 		if os.IsNotExist(err) {
@@ -56,6 +63,16 @@ func (d *daemon) hidden(c *client, build string, texts ...string) {
 			}
 		}
 	}
+}
+
+// device is the file system that a directory is on; 0 if it has gone.
+func device(t testing.TB, dir string) uint64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(dir, &st); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return uint64(st.Dev) //nolint:unconvert // differs by architecture
 }
 
 // Secrets reach the steps that mount them, and no other place.
@@ -185,4 +202,19 @@ func TestSSH(t *testing.T) {
 		t.Errorf("the steps printed\n%s", r.log())
 	}
 	d.hidden(c, r.BuildID, string(key.Seed()), strings.Split(string(private), "\n")[2])
+}
+
+// While a step has its secrets, they are on no disk either.
+func TestSecretsOfARunningStep(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	dir := dockerfile("FROM busybox", "RUN --mount=type=secret,id=npm --mount=type=secret,id=npm,env=TOKEN test -s /run/secrets/npm && echo ready: ${#TOKEN} && sleep 600").write(t)
+	r := c.startDeploy("secrets", dir, "--build-secret", "npm=value-4714")
+	r.untilLog("ready: 10")
+	d.hidden(c, r.buildID(), "value-4714")
+	r.signal(syscall.SIGINT)
+	if code := r.wait(patience); code != exitCancelled {
+		t.Errorf("exit code %d\n%s", code, r.text())
+	}
+	d.hidden(c, r.acceptedAs(), "value-4714")
 }
