@@ -14,6 +14,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerui"
@@ -31,8 +32,9 @@ import (
 const checkArg = "BUILDKIT_DOCKERFILE_CHECK"
 
 const (
-	// maxLinted is how many instructions are linted: the linter takes longer
-	// with the square of them, and cannot be stopped.
+	// maxLinted is how many instructions are linted, with their variables and
+	// sources: the linter takes longer with the square of them, and cannot be
+	// stopped.
 	maxLinted = 1000
 	// maxFindings is how many findings are told, maxNamed how many an error
 	// names.
@@ -58,8 +60,8 @@ func (b *build) lint(ctx context.Context) error {
 	if rules.SkipAll && !rules.ExperimentalAll && len(rules.ExperimentalRules) == 0 {
 		return nil
 	}
-	if n := b.instructions(); n > maxLinted {
-		b.warn(0, "the Dockerfile is not linted: it has %d instructions, more than %d", n, maxLinted)
+	if b.weight() > maxLinted {
+		b.warn(0, "the Dockerfile is not linted: it has more than %d instructions and variables", maxLinted)
 		return nil
 	}
 	findings := b.findings(ctx, content, check)
@@ -75,10 +77,26 @@ func (b *build) lint(ctx context.Context) error {
 	return nil
 }
 
-func (b *build) instructions() int {
+// weight counts what the linter looks at.
+func (b *build) weight() int {
 	n := len(b.file.meta)
-	for _, s := range b.file.stages {
-		n += 1 + len(s.Commands)
+	for _, s := range b.stages {
+		n += 1 + len(s.def.Commands)
+		if s.base != nil {
+			n += len(s.base.Config.Config.Env)
+		}
+		for _, cmd := range s.def.Commands {
+			switch cmd := cmd.(type) {
+			case *instructions.EnvCommand:
+				n += len(cmd.Env)
+			case *instructions.ArgCommand:
+				n += len(cmd.Args)
+			case *instructions.CopyCommand:
+				n += len(cmd.SourcePaths) + len(cmd.SourceContents)
+			case *instructions.AddCommand:
+				n += len(cmd.SourcePaths) + len(cmd.SourceContents)
+			}
+		}
 	}
 	return n
 }

@@ -46,7 +46,7 @@ copy Dockerfile /a
 ENV SEE=$NOTHING
 
 FROM fid/base:1 AS Two
-COPY --from=one /a /a
+COPY --from=0 /a /a
 CMD echo hi
 CMD ["echo"]
 `
@@ -60,21 +60,23 @@ func TestLint(t *testing.T) {
 	for _, tc := range []struct {
 		name, dockerfile, arg string
 		want                  []string
+		target                string
 	}{
-		{"every rule", shabby, "", all},
-		{"skip", strings.Replace(shabby, "# a comment", "# check="+skip, 1), "", few},
-		{"skip all", strings.Replace(shabby, "# a comment", "# check=skip=all", 1), "", nil},
-		{"build arg", shabby, skip, few},
-		{"build arg wins", strings.Replace(shabby, "# a comment", "# check=skip=all;error=true", 1), skip, few},
-		{"build arg, byte order mark", "\ufeff" + shabby, skip, few},
-		{"build arg and other directive", strings.Replace(shabby, "# a comment", "# escape=`", 1), skip, few},
-		{"clean", "FROM fid/base:1\nCMD [\"true\"]\n", "", nil},
-		{"an empty line that continues", "FROM fid/base:1\nENV A=1 \\\n\n B=2\n", "", []string{"4 NoEmptyContinuation"}},
-		{"stages not needed", "FROM fid/base:1 AS x\nWORKDIR sub\nFROM scratch AS y\nCOPY Dockerfile /\n", "", nil},
-		{"an ARG that names no base", "ARG TAG\nFROM fid/base:${TAG:-1}\nCMD [\"x\"]\n", "", nil},
+		{"every rule", shabby, "", all, ""},
+		{"a target by number", strings.Replace(shabby, " as one", "", 1), "", slices.Concat(all[1:7], few), "0"},
+		{"skip", strings.Replace(shabby, "# a comment", "# check="+skip, 1), "", few, ""},
+		{"skip all", strings.Replace(shabby, "# a comment", "# check=skip=all", 1), "", nil, ""},
+		{"build arg", shabby, skip, few, ""},
+		{"build arg wins", strings.Replace(shabby, "# a comment", "# check=skip=all;error=true", 1), skip, few, ""},
+		{"build arg, byte order mark", "\ufeff" + shabby, skip, few, ""},
+		{"build arg and other directive", strings.Replace(shabby, "# a comment", "# escape=`", 1), skip, few, ""},
+		{"clean", "FROM fid/base:1\nCMD [\"true\"]\n", "", nil, ""},
+		{"an empty line that continues", "FROM fid/base:1\nENV A=1 \\\n\n B=2\n", "", []string{"4 NoEmptyContinuation"}, ""},
+		{"stages not needed", "FROM fid/base:1 AS x\nWORKDIR sub\nFROM scratch AS y\nCOPY Dockerfile /\n", "", nil, ""},
+		{"an ARG that names no base", "ARG TAG\nFROM fid/base:${TAG:-1}\nCMD [\"x\"]\n", "", nil, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			start := &slipwayv1.Start{BuildArgs: map[string]string{}}
+			start := &slipwayv1.Start{BuildArgs: map[string]string{}, Target: tc.target}
 			if tc.arg != "" {
 				start.BuildArgs["BUILDKIT_DOCKERFILE_CHECK"] = tc.arg
 			}
@@ -160,9 +162,14 @@ func TestLintHasLimits(t *testing.T) {
 	if said := got.warnings(); len(said) != 101 || !strings.Contains(said[100], "20 faults more") {
 		t.Errorf("%d warnings, the last %q", len(said), said[len(said)-1])
 	}
-	got = w.build(t.Context(), request{dockerfile: strings.Repeat("FROM scratch\n", 1000) + "FROM fid/base:1 as x\n"})
-	succeeded(t, got)
-	if said := got.warnings(); len(said) != 1 || !strings.Contains(said[0], "it has 1001 instructions") {
-		t.Errorf("warnings %q", said)
+	for _, dockerfile := range []string{
+		strings.Repeat("FROM scratch\n", 1000) + "FROM fid/base:1 as x\n",
+		"FROM fid/base:1 as x\nENV" + strings.Repeat(" A=1", 1000) + "\n",
+	} {
+		got = w.build(t.Context(), request{dockerfile: dockerfile})
+		succeeded(t, got)
+		if said := got.warnings(); len(said) != 1 || !strings.Contains(said[0], "more than 1000 instructions") {
+			t.Errorf("warnings %q", said)
+		}
 	}
 }
