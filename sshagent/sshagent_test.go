@@ -132,7 +132,7 @@ func TestLongMessage(t *testing.T) {
 	if err := <-failed; !errors.Is(err, sshagent.ErrProtocol) {
 		t.Errorf("a message of 256 KiB and one byte: %v", err)
 	}
-	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the other side sees %v", err)
 	}
 }
@@ -142,7 +142,7 @@ func TestEmptyMessage(t *testing.T) {
 	conns := pair(t, func(c *sshagent.Conn) { sshagent.Serve(c, keyring(t)) })
 	c := open(t, conns, "default")
 	c.Write([]byte{0, 0, 0, 0})
-	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the other side sees %v", err)
 	}
 }
@@ -169,15 +169,15 @@ func TestEnds(t *testing.T) {
 		t.Errorf("last words %q, %v", b, err)
 	}
 	open(t, conns, "x").Close()
-	if err := <-got; err != io.EOF {
+	if err := <-got; !errors.Is(err, io.EOF) {
 		t.Errorf("closed: %v", err)
 	}
 	c := open(t, conns, "x")
 	conns.Close(refusal)
-	if _, err := c.Read(make([]byte, 1)); err != refusal {
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, refusal) {
 		t.Errorf("of connections that are closed: %v", err)
 	}
-	if _, err := conns.Open("x"); err != refusal {
+	if _, err := conns.Open("x"); !errors.Is(err, refusal) {
 		t.Errorf("afterwards: %v", err)
 	}
 }

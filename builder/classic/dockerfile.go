@@ -15,16 +15,10 @@ import (
 
 // A dockerfile is the parsed recipe.
 type dockerfile struct {
-	name     string
-	escape   rune
-	meta     []instructions.ArgCommand
-	stages   []instructions.Stage
-	warnings []warning
-}
-
-type warning struct {
-	line int
-	text string
+	name   string
+	escape rune
+	meta   []instructions.ArgCommand
+	stages []instructions.Stage
 }
 
 // parse reads a whole Dockerfile before anything runs.
@@ -43,18 +37,7 @@ func parse(name string, content []byte) (*dockerfile, error) {
 	if len(stages) == 0 {
 		return nil, failure.Userf(failure.DockerfileInvalid, "add a FROM line", "the Dockerfile (%s) has no build stage", name)
 	}
-	f := &dockerfile{name: name, escape: ast.EscapeToken, meta: meta, stages: stages}
-	for _, w := range ast.Warnings {
-		f.warnings = append(f.warnings, warning{line: startLine(w.Location), text: w.Short})
-	}
-	return f, nil
-}
-
-func startLine(r *parser.Range) int {
-	if r == nil {
-		return 0
-	}
-	return r.Start.Line
+	return &dockerfile{name: name, escape: ast.EscapeToken, meta: meta, stages: stages}, nil
 }
 
 func syntaxError(content []byte, err error) error {

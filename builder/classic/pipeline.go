@@ -74,6 +74,9 @@ func (p *Pipeline) Plan(ctx context.Context, job *builder.Job) (builder.Plan, er
 		return nil, err
 	}
 	b.announce()
+	if err := b.lint(ctx); err != nil {
+		return nil, err
+	}
 	return b, nil
 }
 
@@ -226,9 +229,6 @@ func (b *build) announce() {
 		}
 	}
 	b.job.Session.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Plan{Plan: plan}})
-	for _, w := range b.file.warnings {
-		b.warn(w.line, "%s", w.text)
-	}
 }
 
 func (s *stage) planned(st *step) *slipwayv1.PlannedStep {
