@@ -440,7 +440,7 @@ func (w *world) tag(name, tag string, m ocispec.Manifest) {
 // A claim must not bring an image past the limit.
 func TestCacheFromIsCounted(t *testing.T) {
 	w := newWorld(t)
-	dockerfile := "FROM fid/base:1\nRUN head -c 20000000 /dev/urandom > /a && rm -f /none\nRUN echo x > /b\n"
+	dockerfile := "FROM fid/base:1\nRUN head -c 10000000 /dev/urandom > /a\nRUN head -c 10000000 /dev/urandom > /b\n"
 	first := w.build(t.Context(), request{dockerfile: dockerfile, start: &slipwayv1.Start{CacheTo: []*slipwayv1.CacheExport{toRegistry(true)}}})
 	first.check("--")
 	w.poison(func(_ *ocispec.Manifest, d *stepcache.Document) {
@@ -451,8 +451,8 @@ func TestCacheFromIsCounted(t *testing.T) {
 	b := w.elsewhere()
 	b.max = 15_000_000
 	o := b.build(t.Context(), request{dockerfile: dockerfile, start: &slipwayv1.Start{CacheFrom: []string{cacheRef}}})
-	if o.GetError().GetCode() != failure.TooLarge {
-		t.Errorf("result %v", o.Result)
+	if o.GetError().GetCode() != failure.TooLarge || o.cached() != "+-" {
+		t.Errorf("cached %s, result %v", o.cached(), o.Result)
 	}
 }
 
