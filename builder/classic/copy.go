@@ -398,7 +398,7 @@ func (p *putter) source(src copySource, dest string, isDir bool) error {
 		_, err := p.put(src, src.file, dest)
 		return err
 	}
-	if err := p.root(dest); err != nil {
+	if err := p.root(dest, src.include != nil); err != nil {
 		return err
 	}
 	one := transfer{from: p.from, sources: []copySource{src}, exclude: p.exclude}
@@ -419,8 +419,13 @@ func (p *putter) source(src copySource, dest string, isDir bool) error {
 
 // root makes the directory that a directory's content is copied into. Only
 // itself, if it is new, gets the owner of --chown: the directories on the way
-// to it are root's, unlike those on the way to a file.
-func (p *putter) root(dest string) error {
+// to it are root's, unlike those on the way to a file or below --parents.
+func (p *putter) root(dest string, parents bool) error {
+	if parents {
+		err := p.mkdir(dest)
+		p.draft.touch(dest)
+		return err
+	}
 	_, err := p.draft.lstat(dest)
 	isNew := errors.Is(err, fs.ErrNotExist)
 	if err := p.mkdirAs(dest, 0, 0); err != nil {

@@ -19,6 +19,7 @@ type dockerfile struct {
 	escape rune
 	meta   []instructions.ArgCommand
 	stages []instructions.Stage
+	cut    bool // stages after the target are left out
 }
 
 // parse reads a whole Dockerfile before anything runs.

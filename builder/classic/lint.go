@@ -181,13 +181,13 @@ func (b *build) findings(ctx context.Context, content []byte, check string) (fou
 // lintTarget names the target as the linter knows it: one without a name only
 // if it is the last stage.
 func (b *build) lintTarget() (name string, all bool) {
-	if b.target.name == "" && b.target != b.stages[len(b.stages)-1] {
+	if b.target.name == "" && b.file.cut {
 		return "", true
 	}
 	return b.target.name, false
 }
 
-// linted images answer the linter's questions about images with what preflight
+// linted answers the linter's questions about images with what preflight
 // resolved. Of other images it knows nothing, and asks nobody.
 type linted map[string]*base.Image
 

@@ -300,6 +300,7 @@ func (b *build) cutAtTarget() error {
 		}
 		at = i
 	}
+	b.file.cut = at < len(b.file.stages)-1
 	b.file.stages = b.file.stages[:at+1]
 	return nil
 }
