@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/slipwayhq/slipway/builder/rootfs"
+	"github.com/slipwayhq/slipway/builder/thread"
 )
 
 // nobody is the user and the group that git runs as.
@@ -49,7 +49,7 @@ func (f *Fetcher) jailed(ctx context.Context, src Source, room string, do func(*
 		}
 	}
 	done := make(chan error, 1)
-	onNewThread(func() {
+	thread.Go(func() {
 		j := &jail{ctx: ctx, room: room, secret: src.Authorization}
 		l, err := j.enter()
 		if err != nil {
@@ -71,27 +71,6 @@ func (f *Fetcher) jailed(ctx context.Context, src Source, room string, do func(*
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-// onNewThread runs f on a thread that ends with it, whatever f does to it. The
-// program's first thread never ends, and is what others take for the program:
-// it is kept out of the way.
-func onNewThread(f func()) {
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() != unix.Getpid() {
-			f()
-			return
-		}
-		defer runtime.UnlockOSThread()
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			runtime.LockOSThread()
-			f()
-		}()
-		<-done
-	}()
 }
 
 // newRoom makes the directories of one fetch. The caller removes them.

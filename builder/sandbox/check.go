@@ -8,11 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/slipwayhq/slipway/builder/thread"
 )
 
 // A Check says whether the machine has one thing that processes need.
@@ -142,14 +143,13 @@ func (r *Runner) checkDNS(ctx context.Context) Check {
 func (e *endpoint) dialUDP(to netip.AddrPort) (*net.UDPConn, error) {
 	var conn *net.UDPConn
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends in another namespace
+	thread.Go(func() {
 		err := unix.Setns(int(e.ns.Fd()), unix.CLONE_NEWNET)
 		if err == nil {
 			conn, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
 		}
 		done <- err
-	}()
+	})
 	err := <-done
 	return conn, err
 }

@@ -7,12 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/slipwayhq/slipway/builder/thread"
 )
 
 // ready is how many endpoints wait for processes.
@@ -135,10 +136,7 @@ func (n *network) create() (*endpoint, error) {
 	}
 	e := &endpoint{addr: addr, gateway: n.gateway}
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		done <- n.build(e, name)
-	}()
+	thread.Go(func() { done <- n.build(e, name) })
 	if err := <-done; err != nil {
 		return nil, errors.Join(fmt.Errorf("make network endpoint: %w", err), n.destroy(e))
 	}
