@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,11 +32,43 @@ func build(ctx context.Context, o options) (binaries, error) {
 		return b, err
 	}
 	logf("build slipwayd and slipway")
-	if err := goBuild(ctx, o.product, b.dir, "./cmd/slipwayd", "./cmd/slipway"); err != nil {
+	if err := makeProduct(ctx, o.product, b.dir); err != nil {
 		return b, err
 	}
 	logf("build the peers")
 	return b, goBuild(ctx, ".", b.dir, peers...)
+}
+
+// makeProduct builds what users build.
+func makeProduct(ctx context.Context, dir, out string) error {
+	text, err := exec.CommandContext(ctx, "make", "-s", "-C", dir, "build").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("make build in %s: %w\n%s", dir, err, text)
+	}
+	for _, name := range []string{"slipwayd", "slipway"} {
+		if err := copyProgram(filepath.Join(dir, "bin", name), filepath.Join(out, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyProgram replaces a file, which may be running.
+func copyProgram(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	if err := os.Remove(to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
 }
 
 func goBuild(ctx context.Context, dir, out string, pkgs ...string) error {

@@ -219,3 +219,29 @@ func TestBuildCA(t *testing.T) {
 	}
 	want(t, sharedRunner(t), step(t, "env | grep -c slipway; ls -d /dev/slipway 2>/dev/null; true"), "0")
 }
+
+// Init directories serve one container after the other, also side by side, and
+// each looks like the image of the moment.
+func TestInitDirectoriesFitTheImage(t *testing.T) {
+	r := newRunner(t, sandbox.Options{Network: sandbox.None})
+	strict, open := tree(t, file{name: "etc/", mode: 0o700}), tree(t, file{name: "etc/", mode: 0o777})
+	look := func(t *testing.T, base string, mode string) {
+		t.Helper()
+		want(t, r, step(t, "stat -c %a /etc; ls -A /etc /dev/shm; echo x >/etc/x; rm -f /etc/mtab /.dockerenv", base),
+			mode, "/dev/shm:", "", "/etc:", "hostname", "hosts", "mtab", "resolv.conf")
+	}
+	for range 2 {
+		look(t, strict, "700")
+		look(t, open, "777")
+	}
+	if err := os.Chmod(filepath.Join(open, "etc"), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	look(t, open, "711")
+	for range 4 {
+		t.Run("side by side", func(t *testing.T) {
+			t.Parallel()
+			look(t, strict, "700")
+		})
+	}
+}

@@ -151,6 +151,11 @@ func (r *Runner) run(ctx context.Context, p *Process) (code int, err error) {
 		if failed := s.close(ctx); failed != nil {
 			err = errors.Join(err, fmt.Errorf("clean up after process %s: %w", p.ID, failed))
 		}
+		r.running.Go(func() { // nobody need wait for that but Close
+			if failed := s.remove(); failed != nil {
+				r.log.Warn("remove what a process used", "dir", s.dir, "err", failed)
+			}
+		})
 	}()
 	if err != nil {
 		return 0, err
@@ -168,14 +173,20 @@ type bundle struct {
 	inMemory bool // there is a directory in memory
 }
 
-// close undoes stage. The directory is removed only when nothing is mounted in
-// it any more.
+// close undoes stage, but for removing the directory: that is for later, and
+// only when nothing is mounted in it any more.
 func (s *bundle) close(ctx context.Context) error {
 	for i := len(s.undo) - 1; i >= 0; i-- {
 		if err := s.undo[i](ctx); err != nil {
+			s.owned = false
 			return err
 		}
 	}
+	return nil
+}
+
+// remove removes the directory of a bundle that was closed.
+func (s *bundle) remove() error {
 	if !s.owned {
 		return nil
 	}
@@ -200,7 +211,7 @@ func (r *Runner) stage(ctx context.Context, p *Process) (*bundle, error) {
 		s.undo = append(s.undo, func(context.Context) error { r.network.release(ep); return nil })
 	}
 
-	rootfs, mounts, err := s.mountRoot(ctx, p)
+	rootfs, mounts, err := s.mountRoot(ctx, p, &r.inits)
 	if err != nil {
 		return s, err
 	}
@@ -294,18 +305,18 @@ func (s *bundle) writeConfig(config []byte) error {
 
 // mountRoot mounts the root file system of p and returns where, and the places
 // of the mounts in it.
-func (s *bundle) mountRoot(ctx context.Context, p *Process) (string, []point, error) {
-	initDir, rootfs := filepath.Join(s.dir, "init"), filepath.Join(s.dir, "rootfs")
-	for _, dir := range []string{initDir, rootfs} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return "", nil, err
-		}
+func (s *bundle) mountRoot(ctx context.Context, p *Process, inits *initPool) (string, []point, error) {
+	rootfs := filepath.Join(s.dir, "rootfs")
+	if err := os.Mkdir(rootfs, 0o755); err != nil {
+		return "", nil, err
 	}
-	if err := makeInit(initDir, p.Lowers); err != nil {
-		return "", nil, fmt.Errorf("make init layer: %w", err)
+	below, err := inits.take(p.Lowers)
+	if err != nil {
+		return "", nil, err
 	}
+	s.undo = append(s.undo, func(context.Context) error { return inits.give(below) })
 	o := &overlay{
-		lowers:   append(stack{initDir}, p.Lowers...),
+		lowers:   append(stack{below.path}, p.Lowers...),
 		upper:    p.Upper,
 		work:     p.Work,
 		volatile: p.Volatile,

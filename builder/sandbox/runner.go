@@ -25,6 +25,7 @@ type Runner struct {
 	seccomp bool   // the runtime can filter system calls
 	runcDir string // the runtime's state
 	runDir  string // a directory for each process
+	inits   initPool
 	cgroups cgroups
 	network *network
 
@@ -76,6 +77,7 @@ func prepare(ctx context.Context, opts Options) (*Runner, error) {
 		runcDir: filepath.Join(root, "runc"),
 		runDir:  filepath.Join(root, "run"),
 	}
+	r.inits.dir = r.runDir
 	for _, dir := range []string{root, r.runcDir, r.runDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, err
@@ -145,5 +147,5 @@ func (r *Runner) Close(ctx context.Context) error {
 	r.mu.Unlock()
 
 	r.running.Wait()
-	return errors.Join(r.network.close(), r.cgroups.remove(ctx))
+	return errors.Join(r.network.close(), r.cgroups.remove(ctx), r.inits.clear())
 }
