@@ -37,6 +37,8 @@ type Conns struct {
 	send   func(*slipwayv1.AgentFrame) error
 	accept func(*Conn)
 
+	opening sync.Mutex // held by Open: the other side hears of connections in the order of their numbers
+
 	mu    sync.Mutex
 	open  map[uint64]*Conn
 	last  uint64 // number of the newest connection
@@ -52,6 +54,8 @@ func NewConns(send func(*slipwayv1.AgentFrame) error, accept func(*Conn)) *Conns
 
 // Open opens a connection to the agent that the other side knows by id.
 func (c *Conns) Open(id string) (*Conn, error) {
+	c.opening.Lock()
+	defer c.opening.Unlock()
 	c.mu.Lock()
 	conn, err := c.add(c.last+1, id)
 	c.mu.Unlock()

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -206,4 +208,27 @@ func TestTooManyFromAfar(t *testing.T) {
 		t.Errorf("answer %v", f)
 	}
 	conns.Close(io.EOF)
+}
+
+// Connections that are opened side by side are heard of in the order of their
+// numbers: the other side takes a lower one for one that has ended.
+func TestOpensAreInOrder(t *testing.T) {
+	var mu sync.Mutex
+	var heard []uint64
+	conns := sshagent.NewConns(func(f *slipwayv1.AgentFrame) error {
+		runtime.Gosched() // others get their turn between the number and the frame
+		mu.Lock()
+		defer mu.Unlock()
+		heard = append(heard, f.Connection)
+		return nil
+	}, nil)
+	defer conns.Close(io.EOF)
+	var opening sync.WaitGroup
+	for range 60 {
+		opening.Go(func() { open(t, conns, "default") })
+	}
+	opening.Wait()
+	if len(heard) != 60 || !slices.IsSorted(heard) {
+		t.Errorf("heard of %v", heard)
+	}
 }
