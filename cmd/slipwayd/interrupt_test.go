@@ -44,7 +44,7 @@ func TestInterruptCancelsOnTheDaemon(t *testing.T) {
 	if code := r.wait(20 * time.Second); code != exitCancelled {
 		t.Errorf("exit code %d, want %d\n%s", code, exitCancelled, r.text())
 	}
-	if took := time.Since(began); took > 10*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("it took %v to cancel", took)
 	}
 	if res := r.result(); res.Status != "failed" || res.Error == nil || res.Error.Code != "cancelled" {
