@@ -71,6 +71,13 @@ func prepare(ctx context.Context, opts Options) (*Runner, error) {
 	if opts.Root == "" {
 		return nil, errors.New("no root directory")
 	}
+	if err := os.MkdirAll(root, 0o711); err != nil {
+		return nil, err
+	}
+	// The runtime wants a root file system's path without links.
+	if root, err = filepath.EvalSymlinks(root); err != nil {
+		return nil, err
+	}
 	r := &Runner{
 		opts:    opts,
 		log:     opts.log(),
@@ -78,7 +85,7 @@ func prepare(ctx context.Context, opts Options) (*Runner, error) {
 		runDir:  filepath.Join(root, "run"),
 	}
 	r.inits.dir = r.runDir
-	for _, dir := range []string{root, r.runcDir, r.runDir} {
+	for _, dir := range []string{r.runcDir, r.runDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, err
 		}

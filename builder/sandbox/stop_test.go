@@ -242,3 +242,18 @@ func processes(t *testing.T, seconds string) bool {
 	}
 	return false
 }
+
+// A root may be reached through a link.
+func TestLinkedRoot(t *testing.T) {
+	needRoot(t)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(t.TempDir(), link); err != nil {
+		t.Fatal(err)
+	}
+	r, err := sandbox.New(t.Context(), sandbox.Options{Root: filepath.Join(link, "sandbox"), Network: sandbox.None})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close(context.WithoutCancel(t.Context()))
+	want(t, r, step(t, "echo up"), "up")
+}
