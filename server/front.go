@@ -176,13 +176,17 @@ func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.S
 	s := newSession(b.ID, start, f.opts.Cache.Org(b.Org), log)
 	s.send = out.send
 	s.alert = func(err error) { f.opts.Log.Error("build log", "build", b.ID, "err", err) }
+	f.hub.add(s) // before anybody knows the id, and cancels it
 	if err := out.accepted(b.ID, false); err != nil {
+		f.hub.remove(b.ID)
 		return nil, f.refuse(ctx, b, log, errClientLost)
 	}
-	f.hub.add(s)
 	if err := f.opts.Engine.Submit(ctx, fleet.Job{ID: b.ID, Org: b.Org, App: b.App, Payload: raw}); err != nil {
 		f.hub.remove(b.ID)
 		return nil, f.refuse(ctx, b, log, err)
+	}
+	if cause := context.Cause(s.ctx); cause != nil { // cancelled before it was in the queue
+		f.stop(ctx, b.ID, failure.As(cause))
 	}
 	return s, nil
 }

@@ -56,6 +56,20 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// A cancel that comes as soon as the id is known is not lost, and does not wait
+// for the builds before.
+func TestCancelAtOnce(t *testing.T) {
+	running := make(chan struct{}, 1)
+	d := start(t, untilCancelled(running), 1)
+	d.call("acme", shop())
+	<-running
+	for range 40 {
+		c := d.call("acme", shop())
+		d.cancelBuild(c.id)
+		wantCode(t, c.result(), failure.Cancelled)
+	}
+}
+
 // A build that waits in the queue and whose session is gone ends as well.
 func TestCancelQueuedWithoutSession(t *testing.T) {
 	d := start(t, &script{}, 0)
