@@ -164,3 +164,21 @@ func (s *Store) setAside(name string) error {
 	}
 	return err
 }
+
+// setStraysAside takes away what a directory of the root has besides what is
+// known.
+func (s *Store) setStraysAside(dir string, known func(name string) bool) error {
+	entries, err := os.ReadDir(s.path(dir))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if known(e.Name()) {
+			continue
+		}
+		if err := s.setAside(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}

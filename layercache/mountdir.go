@@ -80,48 +80,29 @@ func (s *Store) dropMount(id recordID) {
 // killed before they were filled, or while they were being evicted.
 func (s *Store) putMountsAside() error {
 	known := make(map[string]bool)
-	err := s.meta.View(func(tx *bolt.Tx) error {
-		names, err := orgs(tx)
-		if err != nil {
-			return err
-		}
-		for _, org := range names {
-			b := s.Org(org).bucket(tx, mountsBucket)
-			if b == nil {
-				continue
-			}
-			err := b.ForEach(func(k, _ []byte) error {
-				dir, _ := mountParts(string(k))
-				known[dir] = true
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-		}
-		return nil
+	err := s.eachMount(func(key []byte, _ *bolt.Bucket) {
+		dir, _ := mountParts(string(key))
+		known[dir] = true
 	})
 	if err != nil {
 		return err
 	}
-	dirs, err := os.ReadDir(s.path(mountsDir))
-	if err != nil {
-		return err
-	}
-	for _, d := range dirs {
-		if known[d.Name()] {
-			continue
-		}
-		if err := s.setAside(filepath.Join(mountsDir, d.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.setStraysAside(mountsDir, func(name string) bool { return known[name] })
 }
 
 // mountBytes is what all directories hold, as far as it was counted.
-func (s *Store) mountBytes() (total int64, err error) {
-	return total, s.meta.View(func(tx *bolt.Tx) error {
+func (s *Store) mountBytes() (int64, error) {
+	var total int64
+	err := s.eachMount(func(key []byte, b *bolt.Bucket) {
+		rec, _ := getRecord[mountRecord](b, key)
+		total += rec.Bytes
+	})
+	return total, err
+}
+
+// eachMount calls visit for the record of each directory of every org.
+func (s *Store) eachMount(visit func(key []byte, b *bolt.Bucket)) error {
+	return s.meta.View(func(tx *bolt.Tx) error {
 		names, err := orgs(tx)
 		if err != nil {
 			return err
@@ -132,8 +113,7 @@ func (s *Store) mountBytes() (total int64, err error) {
 				continue
 			}
 			err := b.ForEach(func(k, _ []byte) error {
-				rec, _ := getRecord[mountRecord](b, k)
-				total += rec.Bytes
+				visit(k, b)
 				return nil
 			})
 			if err != nil {

@@ -204,19 +204,10 @@ func (s *Store) putStraysAside(ctx context.Context, ms *storage.MetaStore) error
 	if err != nil {
 		return err
 	}
-	dirs, err := os.ReadDir(s.path("snapshots", "snapshots"))
-	if err != nil {
-		return err
-	}
-	for _, d := range dirs {
-		if _, ok := known[d.Name()]; ok {
-			continue
-		}
-		if err := s.setAside(filepath.Join("snapshots", "snapshots", d.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.setStraysAside(filepath.Join("snapshots", "snapshots"), func(name string) bool {
+		_, ok := known[name]
+		return ok
+	})
 }
 
 // corrupt reports whether err says that a database file is damaged.

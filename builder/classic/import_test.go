@@ -500,3 +500,50 @@ func TestCacheWhoseBlobIsGone(t *testing.T) {
 		}
 	}
 }
+
+// A plan counts what caches elsewhere have, and brings nothing of it.
+func TestForecastWithCacheFrom(t *testing.T) {
+	w := newWorld(t)
+	dir := w.luckyDir()
+	w.build(t.Context(), request{dir: dir, dockerfile: lucky, start: &slipwayv1.Start{CacheTo: []*slipwayv1.CacheExport{toRegistry(true)}}}).check("--------")
+	b := w.elsewhere()
+	f, _ := b.plan(request{dir: dir, dockerfile: lucky, start: &slipwayv1.Start{CacheFrom: []string{cacheRef}}})
+	if got := marks(f); got != "++++++++" {
+		t.Errorf("plan %s", got)
+	}
+	f, _ = b.plan(request{dir: dir, dockerfile: strings.Replace(lucky, "ENV A=b", "ENV A=c", 1), start: &slipwayv1.Start{CacheFrom: []string{cacheRef}}})
+	if got := marks(f); got != "+++++---" {
+		t.Errorf("with another ENV, plan %s", got)
+	}
+	f, _ = b.plan(request{dir: dir, dockerfile: lucky})
+	if got := marks(f); strings.Contains(got, "+") {
+		t.Errorf("without the cache, plan %s", got)
+	}
+}
+
+// What a step mounts of a stage that was never pulled is pulled for it, and a
+// step that mounts is found by what it mounts.
+func TestCacheFromBelowMounts(t *testing.T) {
+	w := newWorld(t)
+	dir := w.luckyDir()
+	df := `FROM fid/base:1 AS build
+COPY src /src
+RUN cat /src /proc/sys/kernel/random/uuid > /out
+FROM fid/base:1
+RUN --mount=type=bind,from=build,source=/out,target=/in cat /in > /final
+RUN --mount=type=cache,target=/c cp /final /c/x && cat /proc/sys/kernel/random/uuid > /id
+`
+	first := w.build(t.Context(), request{dir: dir, dockerfile: df, start: &slipwayv1.Start{CacheTo: []*slipwayv1.CacheExport{toRegistry(true)}}})
+	a := first.check("----")
+	o := w.elsewhere().build(t.Context(), request{dir: dir, dockerfile: df, start: &slipwayv1.Start{CacheFrom: []string{cacheRef}}})
+	o.check("++++")
+	if o.Digest != first.Digest {
+		t.Error("digest")
+	}
+	df = strings.Replace(df, "> /final", "> /final && true", 1)
+	o = w.elsewhere().build(t.Context(), request{dir: dir, dockerfile: df, start: &slipwayv1.Start{CacheFrom: []string{cacheRef}}})
+	b := o.check("++--")
+	if a.tree["/final"].SHA256 != b.tree["/final"].SHA256 || a.tree["/final"].SHA256 == "" {
+		t.Errorf("%+v %+v", a.tree["/final"], b.tree["/final"])
+	}
+}
