@@ -31,7 +31,7 @@ const maxExports = 8
 
 // checkCaches refuses what a request cannot mean by its caches.
 func (r *run) checkCaches() error {
-	if r.pipeline() != slipwayv1.Pipeline_PIPELINE_CLASSIC && len(r.req.CacheFrom)+len(r.req.CacheTo) > 0 {
+	if r.pipeline() == slipwayv1.Pipeline_PIPELINE_PREBUILT && len(r.req.CacheFrom)+len(r.req.CacheTo) > 0 {
 		return failure.Userf(failure.NotSupported, "leave them out, or build step by step", "--cache-from and --cache-to do not go with the %s pipeline", pipelineName(r.pipeline()))
 	}
 	if n := len(r.req.CacheTo); n > maxExports {
@@ -51,8 +51,15 @@ func (r *run) checkCaches() error {
 	return nil
 }
 
+// ownCaches reports whether caches elsewhere are this package's affair. BuildKit
+// has its own form of them.
+func (r *run) ownCaches() bool { return r.pipeline() == slipwayv1.Pipeline_PIPELINE_CLASSIC }
+
 // inline reports whether the image itself is to hold its steps.
 func (r *run) inline() bool {
+	if !r.ownCaches() {
+		return false
+	}
 	for _, c := range r.req.CacheTo {
 		if c.Type == slipwayv1.CacheExportType_CACHE_EXPORT_TYPE_INLINE {
 			return true
@@ -63,6 +70,9 @@ func (r *run) inline() bool {
 
 // openExports opens the references that steps go to.
 func (r *run) openExports(ctx context.Context) error {
+	if !r.ownCaches() {
+		return nil
+	}
 	for _, c := range r.req.CacheTo {
 		if c.Type != slipwayv1.CacheExportType_CACHE_EXPORT_TYPE_REGISTRY {
 			continue

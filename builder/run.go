@@ -122,6 +122,9 @@ func (r *run) mark(ctx context.Context, cache *layercache.Cache) {
 // job checks the request and gives it its means.
 func (r *run) job(cache *layercache.Cache) (*Job, error) {
 	platform, err := r.platform()
+	if known, ok := errors.AsType[*failure.Error](err); ok {
+		return nil, known
+	}
 	if err != nil {
 		return nil, failure.Userf(failure.InvalidArgument, "give --platform as os/arch, like linux/amd64", "%v", err)
 	}
@@ -144,7 +147,12 @@ func (r *run) platform() (ocispec.Platform, error) {
 	if r.req.Platform == AllPlatforms && r.pipeline() == slipwayv1.Pipeline_PIPELINE_PREBUILT {
 		return base.Default("")
 	}
-	return base.Default(r.req.Platform)
+	first, _, several := strings.Cut(r.req.Platform, ",")
+	if several && r.pipeline() != slipwayv1.Pipeline_PIPELINE_BUILDKIT {
+		return ocispec.Platform{}, failure.Userf(failure.NotSupported, "build for several platforms with --buildkit, or for one",
+			"the %s pipeline builds for one platform, not for %s", pipelineName(r.pipeline()), r.req.Platform)
+	}
+	return base.Default(first)
 }
 
 // uplink is that of the slowest registry that the image goes to.

@@ -38,6 +38,8 @@ type deployFlags struct {
 	levelSet         bool
 	platform         string
 	buildkit         bool
+	provenance       string
+	sbom             string
 	localOnly        bool
 	remoteOnly       bool
 	image            string
@@ -70,8 +72,12 @@ func (o *deployFlags) register(cmd *cobra.Command) {
 	f.StringVar(&o.compression, "compression", "", "`TYPE` of new layers: gzip, zstd, none or auto (default gzip)")
 	f.IntVar(&o.level, "compression-level", 0, "compressor's `LEVEL` (default its own)")
 	f.BoolVar(&o.forceCompression, "force-compression", false, "give layers of the base image, and cached ones, that compression too")
-	f.StringVar(&o.platform, "platform", "", "`OS/ARCH` to build for (default the daemon's); with --image, all takes every platform")
+	f.StringVar(&o.platform, "platform", "", "`OS/ARCH` to build for (default the daemon's); with --buildkit, several with commas; with --image, all takes every platform")
 	f.BoolVar(&o.buildkit, "buildkit", false, "build with BuildKit instead of step by step")
+	f.StringVar(&o.provenance, "provenance", "", "with --buildkit, attest how the image was made: `min`, max, or BuildKit's mode=…,…")
+	f.Lookup("provenance").NoOptDefVal = "min"
+	f.StringVar(&o.sbom, "sbom", "", "with --buildkit, attest what is in the image; `generator=IMAGE` names the scanner")
+	f.Lookup("sbom").NoOptDefVal = "true"
 	f.BoolVar(&o.localOnly, "local-only", false, "build on this machine (Linux, as root) and push from here")
 	f.BoolVar(&o.remoteOnly, "remote-only", false, "build on the daemon, which is the default")
 	f.StringVar(&o.image, "image", "", "deploy the existing image `REF` instead of building one: of a registry, oci:DIR[:TAG] or docker-archive:FILE[:NAME]")
@@ -110,6 +116,7 @@ func (o *deployFlags) start(getenv func(string) string) (*slipwayv1.Start, error
 		IdempotencyKey: o.idempotencyKey,
 		Image:          o.image,
 		PlanOnly:       o.plan,
+		Attestations:   o.attestations(),
 	}
 	if err := o.check(s); err != nil {
 		return nil, err
@@ -139,6 +146,28 @@ func (o *deployFlags) start(getenv func(string) string) (*slipwayv1.Start, error
 	return s, o.compress(s)
 }
 
+// attestations are what BuildKit is asked to attest.
+func (o *deployFlags) attestations() map[string]string {
+	m := map[string]string{}
+	switch o.provenance {
+	case "", "false":
+	case "min", "max":
+		m["provenance"] = "mode=" + o.provenance
+	case "true":
+		m["provenance"] = "mode=min"
+	default:
+		m["provenance"] = o.provenance
+	}
+	switch o.sbom {
+	case "", "false":
+	case "true":
+		m["sbom"] = ""
+	default:
+		m["sbom"] = o.sbom
+	}
+	return m
+}
+
 // check refuses what cannot be meant.
 func (o *deployFlags) check(s *slipwayv1.Start) error {
 	switch {
@@ -152,6 +181,10 @@ func (o *deployFlags) check(s *slipwayv1.Start) error {
 		return client.UserError("--image deploys an image that exists: --dockerfile and --buildkit do not go with it", "")
 	case o.image != "" && len(o.ssh)+len(o.noCacheStages)+len(o.cacheFrom)+len(o.cacheTo) > 0:
 		return client.UserError("--image deploys an image that exists: --ssh, --no-cache-filter, --cache-from and --cache-to do not go with it", "")
+	case !o.buildkit && len(s.Attestations) > 0:
+		return client.UserError("--provenance and --sbom are made by BuildKit", "Give --buildkit as well.")
+	case o.plan && o.buildkit:
+		return client.UserError("--plan does not go with --buildkit: BuildKit tells what is cached only by building", "")
 	case o.plan && (o.image != "" || o.detach || o.idempotencyKey != ""):
 		return client.UserError("--plan says what a build would do: --image, --detach and --idempotency-key do not go with it", "")
 	case o.detach && len(o.ssh) > 0:

@@ -22,6 +22,7 @@ import (
 
 	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/base"
+	"github.com/slipwayhq/slipway/builder/buildkit"
 	"github.com/slipwayhq/slipway/builder/classic"
 	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/layer"
@@ -52,6 +53,7 @@ type daemon struct {
 	engine   fleet.Engine
 	records  *records.Store
 	runner   *sandbox.Runner
+	buildkit *buildkit.Engine
 	tls      *tls.Config
 	grpcAddr net.Listener
 	httpAddr net.Listener
@@ -65,7 +67,7 @@ func start(ctx context.Context, c *config, log *slog.Logger) (*daemon, error) {
 	d := &daemon{config: c, log: log, metrics: prometheus.NewRegistry()}
 	for _, open := range []func(context.Context) error{
 		d.openRoot, d.listen, d.openTokens, d.openMetrics, d.openCache, d.openRegistry,
-		d.openPush, d.openFleet, d.openRecords, d.openSandbox, d.openServer,
+		d.openPush, d.openFleet, d.openRecords, d.openSandbox, d.openBuildKit, d.openServer,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, d.close())
@@ -252,10 +254,7 @@ func (d *daemon) openSandbox(ctx context.Context) (err error) {
 }
 
 func (d *daemon) openServer(ctx context.Context) error {
-	fetch, dial := classic.NewFetch(d.config.egress), classic.NewDial(d.config.egress)
-	if d.config.networkMode == sandbox.Host {
-		fetch, dial = http.DefaultTransport, new(net.Dialer).DialContext
-	}
+	fetch, dial := d.outward()
 	git, err := gitfetch.New(gitfetch.Options{Root: d.dir("git"), Dial: dial, CA: d.config.buildCA})
 	if err != nil {
 		return err
@@ -274,6 +273,7 @@ func (d *daemon) openServer(ctx context.Context) error {
 		Cache: d.cache, Engine: pushd.NewEngine(&pushd.Options{Log: d.log.With("part", "push")}), Destination: d.destination(),
 		Pipelines: map[slipwayv1.Pipeline]builder.Pipeline{
 			slipwayv1.Pipeline_PIPELINE_CLASSIC:  pipeline,
+			slipwayv1.Pipeline_PIPELINE_BUILDKIT: d.buildkit,
 			slipwayv1.Pipeline_PIPELINE_PREBUILT: prebuilt.New(prebuilt.Options{Bases: bases, Log: d.log}),
 		},
 		MaxSize: d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, History: server.History(d.records), Log: d.log,

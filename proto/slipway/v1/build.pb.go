@@ -650,7 +650,8 @@ type Start struct {
 	BuildArgs map[string]string `protobuf:"bytes,5,rep,name=build_args,json=buildArgs,proto3" json:"build_args,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Labels    map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	NoCache   bool              `protobuf:"varint,7,opt,name=no_cache,json=noCache,proto3" json:"no_cache,omitempty"`
-	// platform is "os/arch[/variant]"; empty means the daemon's.
+	// platform is "os/arch[/variant]"; empty means the daemon's. For
+	// PIPELINE_BUILDKIT, there may be several, with commas between them.
 	Platform string `protobuf:"bytes,8,opt,name=platform,proto3" json:"platform,omitempty"`
 	// tag of the image; empty means deployment-<ULID of the build>.
 	Tag string `protobuf:"bytes,9,opt,name=tag,proto3" json:"tag,omitempty"`
@@ -684,7 +685,11 @@ type Start struct {
 	CacheTo []*CacheExport `protobuf:"bytes,24,rep,name=cache_to,json=cacheTo,proto3" json:"cache_to,omitempty"`
 	// plan_only asks what the build would do. Nothing runs, travels or is
 	// pushed; the log has a Forecast before its result.
-	PlanOnly      bool `protobuf:"varint,25,opt,name=plan_only,json=planOnly,proto3" json:"plan_only,omitempty"`
+	PlanOnly bool `protobuf:"varint,25,opt,name=plan_only,json=planOnly,proto3" json:"plan_only,omitempty"`
+	// attestations that the image is to have, with their parameters as BuildKit
+	// takes them: "provenance" → "mode=max", "sbom" → "". Only
+	// PIPELINE_BUILDKIT makes them.
+	Attestations  map[string]string `protobuf:"bytes,26,rep,name=attestations,proto3" json:"attestations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -892,6 +897,13 @@ func (x *Start) GetPlanOnly() bool {
 		return x.PlanOnly
 	}
 	return false
+}
+
+func (x *Start) GetAttestations() map[string]string {
+	if x != nil {
+		return x.Attestations
+	}
+	return nil
 }
 
 // CacheExport is one place for a build's steps.
@@ -2571,7 +2583,7 @@ const file_slipway_v1_build_proto_rawDesc = "" +
 	"\x03ask\x18\x03 \x01(\v2\x0f.slipway.v1.AskH\x00R\x03ask\x12)\n" +
 	"\x05event\x18\x04 \x01(\v2\x11.slipway.v1.EventH\x00R\x05event\x12.\n" +
 	"\x05agent\x18\x05 \x01(\v2\x16.slipway.v1.AgentFrameH\x00R\x05agentB\t\n" +
-	"\amessage\"\xff\a\n" +
+	"\amessage\"\x89\t\n" +
 	"\x05Start\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x120\n" +
 	"\bpipeline\x18\x02 \x01(\x0e2\x14.slipway.v1.PipelineR\bpipeline\x126\n" +
@@ -2603,11 +2615,15 @@ const file_slipway_v1_build_proto_rawDesc = "" +
 	"\n" +
 	"cache_from\x18\x17 \x03(\tR\tcacheFrom\x122\n" +
 	"\bcache_to\x18\x18 \x03(\v2\x17.slipway.v1.CacheExportR\acacheTo\x12\x1b\n" +
-	"\tplan_only\x18\x19 \x01(\bR\bplanOnly\x1a<\n" +
+	"\tplan_only\x18\x19 \x01(\bR\bplanOnly\x12G\n" +
+	"\fattestations\x18\x1a \x03(\v2#.slipway.v1.Start.AttestationsEntryR\fattestations\x1a<\n" +
 	"\x0eBuildArgsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
+	"\x11AttestationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +
 	"\vCacheExport\x12/\n" +
@@ -2783,7 +2799,7 @@ func file_slipway_v1_build_proto_rawDescGZIP() []byte {
 }
 
 var file_slipway_v1_build_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_slipway_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_slipway_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_slipway_v1_build_proto_goTypes = []any{
 	(Pipeline)(0),                 // 0: slipway.v1.Pipeline
 	(CacheExportType)(0),          // 1: slipway.v1.CacheExportType
@@ -2822,11 +2838,12 @@ var file_slipway_v1_build_proto_goTypes = []any{
 	(*CancelBuildResponse)(nil),   // 34: slipway.v1.CancelBuildResponse
 	nil,                           // 35: slipway.v1.Start.BuildArgsEntry
 	nil,                           // 36: slipway.v1.Start.LabelsEntry
-	nil,                           // 37: slipway.v1.ManifestEntry.XattrsEntry
-	(*Event)(nil),                 // 38: slipway.v1.Event
-	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
-	(*Result)(nil),                // 40: slipway.v1.Result
-	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
+	nil,                           // 37: slipway.v1.Start.AttestationsEntry
+	nil,                           // 38: slipway.v1.ManifestEntry.XattrsEntry
+	(*Event)(nil),                 // 39: slipway.v1.Event
+	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
+	(*Result)(nil),                // 41: slipway.v1.Result
+	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
 }
 var file_slipway_v1_build_proto_depIdxs = []int32{
 	8,  // 0: slipway.v1.BuildRequest.start:type_name -> slipway.v1.Start
@@ -2838,7 +2855,7 @@ var file_slipway_v1_build_proto_depIdxs = []int32{
 	25, // 6: slipway.v1.BuildResponse.accepted:type_name -> slipway.v1.Accepted
 	16, // 7: slipway.v1.BuildResponse.want:type_name -> slipway.v1.Want
 	19, // 8: slipway.v1.BuildResponse.ask:type_name -> slipway.v1.Ask
-	38, // 9: slipway.v1.BuildResponse.event:type_name -> slipway.v1.Event
+	39, // 9: slipway.v1.BuildResponse.event:type_name -> slipway.v1.Event
 	23, // 10: slipway.v1.BuildResponse.agent:type_name -> slipway.v1.AgentFrame
 	0,  // 11: slipway.v1.Start.pipeline:type_name -> slipway.v1.Pipeline
 	10, // 12: slipway.v1.Start.dockerfile:type_name -> slipway.v1.Dockerfile
@@ -2847,41 +2864,42 @@ var file_slipway_v1_build_proto_depIdxs = []int32{
 	12, // 15: slipway.v1.Start.compression:type_name -> slipway.v1.Compression
 	11, // 16: slipway.v1.Start.context:type_name -> slipway.v1.ContextInfo
 	9,  // 17: slipway.v1.Start.cache_to:type_name -> slipway.v1.CacheExport
-	1,  // 18: slipway.v1.CacheExport.type:type_name -> slipway.v1.CacheExportType
-	2,  // 19: slipway.v1.Compression.type:type_name -> slipway.v1.CompressionType
-	15, // 20: slipway.v1.ManifestEntries.entries:type_name -> slipway.v1.ManifestEntry
-	3,  // 21: slipway.v1.ManifestEntry.type:type_name -> slipway.v1.EntryType
-	37, // 22: slipway.v1.ManifestEntry.xattrs:type_name -> slipway.v1.ManifestEntry.XattrsEntry
-	4,  // 23: slipway.v1.ContentFrame.codec:type_name -> slipway.v1.Codec
-	18, // 24: slipway.v1.ContentFrame.error:type_name -> slipway.v1.ContentError
-	22, // 25: slipway.v1.Answer.credentials:type_name -> slipway.v1.Credentials
-	21, // 26: slipway.v1.Answer.none:type_name -> slipway.v1.None
-	5,  // 27: slipway.v1.Build.status:type_name -> slipway.v1.BuildStatus
-	0,  // 28: slipway.v1.Build.pipeline:type_name -> slipway.v1.Pipeline
-	39, // 29: slipway.v1.Build.created:type_name -> google.protobuf.Timestamp
-	39, // 30: slipway.v1.Build.started:type_name -> google.protobuf.Timestamp
-	39, // 31: slipway.v1.Build.ended:type_name -> google.protobuf.Timestamp
-	40, // 32: slipway.v1.Build.result:type_name -> slipway.v1.Result
-	41, // 33: slipway.v1.Build.duration:type_name -> google.protobuf.Duration
-	26, // 34: slipway.v1.GetBuildResponse.build:type_name -> slipway.v1.Build
-	26, // 35: slipway.v1.ListBuildsResponse.builds:type_name -> slipway.v1.Build
-	38, // 36: slipway.v1.WatchBuildResponse.event:type_name -> slipway.v1.Event
-	26, // 37: slipway.v1.CancelBuildResponse.build:type_name -> slipway.v1.Build
-	6,  // 38: slipway.v1.BuildService.Build:input_type -> slipway.v1.BuildRequest
-	27, // 39: slipway.v1.BuildService.GetBuild:input_type -> slipway.v1.GetBuildRequest
-	29, // 40: slipway.v1.BuildService.ListBuilds:input_type -> slipway.v1.ListBuildsRequest
-	31, // 41: slipway.v1.BuildService.WatchBuild:input_type -> slipway.v1.WatchBuildRequest
-	33, // 42: slipway.v1.BuildService.CancelBuild:input_type -> slipway.v1.CancelBuildRequest
-	7,  // 43: slipway.v1.BuildService.Build:output_type -> slipway.v1.BuildResponse
-	28, // 44: slipway.v1.BuildService.GetBuild:output_type -> slipway.v1.GetBuildResponse
-	30, // 45: slipway.v1.BuildService.ListBuilds:output_type -> slipway.v1.ListBuildsResponse
-	32, // 46: slipway.v1.BuildService.WatchBuild:output_type -> slipway.v1.WatchBuildResponse
-	34, // 47: slipway.v1.BuildService.CancelBuild:output_type -> slipway.v1.CancelBuildResponse
-	43, // [43:48] is the sub-list for method output_type
-	38, // [38:43] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	37, // 18: slipway.v1.Start.attestations:type_name -> slipway.v1.Start.AttestationsEntry
+	1,  // 19: slipway.v1.CacheExport.type:type_name -> slipway.v1.CacheExportType
+	2,  // 20: slipway.v1.Compression.type:type_name -> slipway.v1.CompressionType
+	15, // 21: slipway.v1.ManifestEntries.entries:type_name -> slipway.v1.ManifestEntry
+	3,  // 22: slipway.v1.ManifestEntry.type:type_name -> slipway.v1.EntryType
+	38, // 23: slipway.v1.ManifestEntry.xattrs:type_name -> slipway.v1.ManifestEntry.XattrsEntry
+	4,  // 24: slipway.v1.ContentFrame.codec:type_name -> slipway.v1.Codec
+	18, // 25: slipway.v1.ContentFrame.error:type_name -> slipway.v1.ContentError
+	22, // 26: slipway.v1.Answer.credentials:type_name -> slipway.v1.Credentials
+	21, // 27: slipway.v1.Answer.none:type_name -> slipway.v1.None
+	5,  // 28: slipway.v1.Build.status:type_name -> slipway.v1.BuildStatus
+	0,  // 29: slipway.v1.Build.pipeline:type_name -> slipway.v1.Pipeline
+	40, // 30: slipway.v1.Build.created:type_name -> google.protobuf.Timestamp
+	40, // 31: slipway.v1.Build.started:type_name -> google.protobuf.Timestamp
+	40, // 32: slipway.v1.Build.ended:type_name -> google.protobuf.Timestamp
+	41, // 33: slipway.v1.Build.result:type_name -> slipway.v1.Result
+	42, // 34: slipway.v1.Build.duration:type_name -> google.protobuf.Duration
+	26, // 35: slipway.v1.GetBuildResponse.build:type_name -> slipway.v1.Build
+	26, // 36: slipway.v1.ListBuildsResponse.builds:type_name -> slipway.v1.Build
+	39, // 37: slipway.v1.WatchBuildResponse.event:type_name -> slipway.v1.Event
+	26, // 38: slipway.v1.CancelBuildResponse.build:type_name -> slipway.v1.Build
+	6,  // 39: slipway.v1.BuildService.Build:input_type -> slipway.v1.BuildRequest
+	27, // 40: slipway.v1.BuildService.GetBuild:input_type -> slipway.v1.GetBuildRequest
+	29, // 41: slipway.v1.BuildService.ListBuilds:input_type -> slipway.v1.ListBuildsRequest
+	31, // 42: slipway.v1.BuildService.WatchBuild:input_type -> slipway.v1.WatchBuildRequest
+	33, // 43: slipway.v1.BuildService.CancelBuild:input_type -> slipway.v1.CancelBuildRequest
+	7,  // 44: slipway.v1.BuildService.Build:output_type -> slipway.v1.BuildResponse
+	28, // 45: slipway.v1.BuildService.GetBuild:output_type -> slipway.v1.GetBuildResponse
+	30, // 46: slipway.v1.BuildService.ListBuilds:output_type -> slipway.v1.ListBuildsResponse
+	32, // 47: slipway.v1.BuildService.WatchBuild:output_type -> slipway.v1.WatchBuildResponse
+	34, // 48: slipway.v1.BuildService.CancelBuild:output_type -> slipway.v1.CancelBuildResponse
+	44, // [44:49] is the sub-list for method output_type
+	39, // [39:44] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_slipway_v1_build_proto_init() }
@@ -2921,7 +2939,7 @@ func file_slipway_v1_build_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slipway_v1_build_proto_rawDesc), len(file_slipway_v1_build_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,20 @@
+// Package buildkit builds with BuildKit's solver and Dockerfile frontend inside
+// the daemon, on the store, the sandbox and the push of all other builds.
+//
+// An [Engine] has one BuildKit an org, a [tenant], which it opens when the org
+// first needs it: a worker on the org's part of the cache, a cache of results,
+// a history, sessions. Nothing of one org is seen by another. Builds come to a
+// tenant on two ways that are the same from there on: a deploy's request
+// ([Engine.Plan], pipeline.go), and BuildKit's own API.
+//
+// What differs from BuildKit by itself:
+//
+//   - The context of a deploy is its manifest and the contents in the cache
+//     (source.go): what is unchanged is neither sent nor read, and modification
+//     times decide nothing.
+//   - A step runs in the sandbox of package builder/sandbox (subpackage
+//     executor) and is stopped when it writes past the limit (watch.go).
+//   - Layers are made by package builder/layer ([compression]) as soon as their
+//     step has ended, if the image is going to have them (mark.go, vertex.go),
+//     and go to the registry meanwhile (export.go).
+package buildkit

@@ -1,0 +1,125 @@
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/moby/buildkit/executor"
+
+	"github.com/slipwayhq/slipway/layercache"
+)
+
+// Options tunes an [Engine].
+type Options struct {
+	Cache    *layercache.Store
+	Root     string // directory of BuildKit's databases; made if it is missing
+	Executor executor.Executor
+
+	// Hosts says where an org's images come from, by the host in their name.
+	Hosts func(org string) docker.RegistryHosts
+
+	// Fetch gets what steps of Dockerfiles and clients name by URL. It guards
+	// which addresses may be reached.
+	Fetch http.RoundTripper
+
+	MaxSize int64 // of an unpacked layer of a base image, in bytes, as builder.Options has it
+
+	Parallel int // steps of an org at once; 0 means one a core
+	Log      *slog.Logger
+}
+
+// An Engine is BuildKit for all orgs of a daemon. It is safe for concurrent
+// use.
+type Engine struct {
+	opts Options
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	tenants map[string]*opening
+	closed  bool
+}
+
+// An opening is a tenant that is open, or about to be.
+type opening struct {
+	done   chan struct{}
+	tenant *tenant
+	err    error
+}
+
+// ErrClosed says that the engine was closed.
+var ErrClosed = errors.New("BuildKit is closed")
+
+// New returns an engine. It opens nothing yet: that is for the first build of
+// each org.
+func New(o Options) (*Engine, error) {
+	if o.Parallel <= 0 {
+		o.Parallel = runtime.NumCPU()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(o.Root, 0o700); err != nil {
+		return nil, fmt.Errorf("buildkit: %w", err)
+	}
+	return &Engine{opts: o, log: o.Log, tenants: map[string]*opening{}}, nil
+}
+
+// tenant returns an org's BuildKit, which it opens if need be.
+func (e *Engine) tenant(ctx context.Context, org string) (*tenant, error) {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil, ErrClosed
+	}
+	o, ok := e.tenants[org]
+	if !ok {
+		o = &opening{done: make(chan struct{})}
+		e.tenants[org] = o
+	}
+	e.mu.Unlock()
+	if ok {
+		select {
+		case <-o.done:
+			return o.tenant, o.err
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	// The tenant outlives the build that asked for it first.
+	o.tenant, o.err = openTenant(context.WithoutCancel(ctx), e, org)
+	if o.err != nil {
+		o.err = fmt.Errorf("open BuildKit of org %s: %w", org, o.err)
+		e.mu.Lock()
+		delete(e.tenants, org) // the next build tries again
+		e.mu.Unlock()
+	}
+	close(o.done)
+	return o.tenant, o.err
+}
+
+// Close ends all tenants. No build may be under way.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	e.closed = true
+	all := e.tenants
+	e.tenants = nil
+	e.mu.Unlock()
+	var errs []error
+	for _, o := range all {
+		<-o.done
+		if o.tenant != nil {
+			errs = append(errs, o.tenant.close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Engine) dir(namespace string) string { return filepath.Join(e.opts.Root, namespace) }

@@ -1,0 +1,326 @@
+package buildkit
+
+import (
+	"cmp"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/slipwayhq/slipway/limits"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+)
+
+// A step is a vertex that people know as an instruction.
+type step struct {
+	*slipwayv1.PlannedStep
+	digest    digest.Digest
+	started   time.Time
+	completed time.Time
+	ran       bool // it left something, in this build
+	cached    bool
+	err       string
+	told      bool // that it has ended
+}
+
+// lines know from which lines of the Dockerfile vertices and file systems come.
+type lines struct {
+	mu       sync.Mutex
+	vertices map[digest.Digest]limits.Source
+	refs     map[string]limits.Source // by BuildKit's id
+}
+
+// ref notes which vertex has left a file system.
+func (x *lines) ref(id string, v digest.Digest) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.refs == nil {
+		x.refs = map[string]limits.Source{}
+	}
+	x.refs[id] = x.vertices[v]
+}
+
+func (x *lines) origin(ref string) limits.Source {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.refs[ref]
+}
+
+func (x *lines) of(v digest.Digest) limits.Source {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.vertices[v]
+}
+
+// like returns the line whose instruction reads as a history entry does, else
+// what is known already.
+func (x *lines) like(createdBy string, known limits.Source) limits.Source {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	best := known
+	if best.Text == "" {
+		best.Text = createdBy
+	}
+	for _, s := range x.vertices {
+		if s.Line > 0 && createdBy != "" && sameInstruction(createdBy, s.Text) && (best.Line == 0 || s.Line < best.Line) {
+			best = s
+		}
+	}
+	return best
+}
+
+// sameInstruction compares a history entry, "RUN /bin/sh -c make", with an
+// instruction, "RUN make".
+func sameInstruction(createdBy, source string) bool {
+	word, args, _ := strings.Cut(source, " ")
+	return strings.HasPrefix(createdBy, word+" ") && strings.HasSuffix(strings.TrimSpace(createdBy), strings.TrimSpace(args))
+}
+
+// vertexName is how the Dockerfile's frontend names a vertex: "[build 2/4] RUN
+// make".
+var vertexName = regexp.MustCompile(`^\[(?:(.*) )?(\d+)/(\d+)\] (.*)$`)
+
+// learn finds the steps of a definition, and tells of them.
+func (b *build) learn(def *pb.Definition) {
+	var found []*step
+	for d, m := range def.Metadata {
+		match := vertexName.FindStringSubmatch(m.Description["llb.customname"])
+		if match == nil {
+			continue
+		}
+		s := &step{digest: digest.Digest(d), PlannedStep: &slipwayv1.PlannedStep{Stage: match[1], Source: match[4]}}
+		s.Number, s.Total = number(match[2]), number(match[3])
+		s.Line, s.EndLine = lineRange(def, d)
+		found = append(found, s)
+	}
+	slices.SortFunc(found, func(a, b *step) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Stage, b.Stage), cmp.Compare(a.Number, b.Number))
+	})
+	b.lines.add(found)
+	b.events.plan(found)
+}
+
+func (x *lines) add(steps []*step) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.vertices == nil {
+		x.vertices = map[digest.Digest]limits.Source{}
+	}
+	for _, s := range steps {
+		x.vertices[s.digest] = limits.Source{Line: int(s.Line), Text: s.Source}
+	}
+}
+
+func number(s string) uint32 {
+	n, _ := strconv.ParseUint(s, 10, 32) // digits, as the pattern says
+	return uint32(n)
+}
+
+// lineRange is where a vertex comes from; 0 if that is not known.
+func lineRange(def *pb.Definition, vertex string) (first, last uint32) {
+	if def.Source == nil || def.Source.Locations[vertex] == nil {
+		return 0, 0
+	}
+	for _, l := range def.Source.Locations[vertex].Locations {
+		for _, r := range l.Ranges {
+			if first == 0 || uint32(r.Start.GetLine()) < first {
+				first = uint32(r.Start.GetLine())
+			}
+			last = max(last, uint32(r.End.GetLine()), first)
+		}
+	}
+	return first, last
+}
+
+// events turns what BuildKit tells into the build's log.
+type events struct {
+	build *build
+
+	mu       sync.Mutex
+	steps    []*step
+	byDigest map[digest.Digest]*step
+	pulls    map[string]*slipwayv1.PullProgress
+	names    map[digest.Digest]string // of vertices that are no steps
+}
+
+func newEvents(b *build) *events {
+	return &events{build: b, byDigest: map[digest.Digest]*step{}, pulls: map[string]*slipwayv1.PullProgress{}, names: map[digest.Digest]string{}}
+}
+
+func (e *events) emit(ev *slipwayv1.Event) { e.build.job.Session.Emit(ev) }
+
+// plan takes the steps of a definition that is going to be solved. Frontends
+// may solve several; steps keep their numbers.
+func (e *events) plan(found []*step) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	added := false
+	for _, s := range found {
+		if e.byDigest[s.digest] != nil {
+			continue
+		}
+		s.Step = uint32(len(e.steps)) + 1
+		e.steps = append(e.steps, s)
+		e.byDigest[s.digest] = s
+		added = true
+	}
+	if !added {
+		return
+	}
+	p := &slipwayv1.Plan{}
+	stages := map[string]bool{}
+	for _, s := range e.steps {
+		stages[s.Stage] = true
+		p.Steps = append(p.Steps, s.PlannedStep)
+	}
+	p.Stages = uint32(len(stages))
+	e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_Plan{Plan: p}})
+}
+
+// left notes that a step of this build has left something.
+func (e *events) left(v digest.Digest) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if s := e.byDigest[v]; s != nil {
+		s.ran = true
+	}
+}
+
+// status takes what BuildKit tells.
+func (e *events) status(st *client.SolveStatus) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, v := range st.Vertexes {
+		e.vertex(v)
+	}
+	for _, l := range st.Logs {
+		if s := e.byDigest[l.Vertex]; s != nil {
+			e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepLog{StepLog: &slipwayv1.StepLog{Step: s.Step, Stream: streamOf(l.Stream), Data: l.Data}}})
+		}
+	}
+	for _, s := range st.Statuses {
+		e.progress(s)
+	}
+	for _, w := range st.Warnings {
+		e.warning(w)
+	}
+}
+
+func streamOf(n int) slipwayv1.LogStream {
+	if n == 2 {
+		return slipwayv1.LogStream_LOG_STREAM_STDERR
+	}
+	return slipwayv1.LogStream_LOG_STREAM_STDOUT
+}
+
+// vertex follows a step. BuildKit begins one and ends it more than once: while
+// it looks whether the step is cached, and when it runs.
+func (e *events) vertex(v *client.Vertex) {
+	s := e.byDigest[v.Digest]
+	if s == nil {
+		e.names[v.Digest] = v.Name
+		return
+	}
+	if v.Started != nil && s.started.IsZero() {
+		s.started = *v.Started
+		e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepStarted{StepStarted: &slipwayv1.StepStarted{Step: s.Step}}})
+	}
+	s.cached = s.cached || v.Cached
+	if v.Error != "" {
+		s.err = v.Error
+	}
+	if v.Completed == nil {
+		return
+	}
+	s.completed = *v.Completed
+	if s.cached || s.ran || s.err != "" {
+		e.done(s)
+	}
+}
+
+// done tells once that a step has ended.
+func (e *events) done(s *step) {
+	if s.told {
+		return
+	}
+	s.told = true
+	d := &slipwayv1.StepDone{Step: s.Step, Cached: s.cached, Error: s.err}
+	if !s.cached && !s.started.IsZero() && s.completed.After(s.started) {
+		d.DurationMs = s.completed.Sub(s.started).Milliseconds()
+	}
+	e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepDone{StepDone: d}})
+}
+
+// end tells of the steps that have ended without a word.
+func (e *events) end() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.steps {
+		if !s.completed.IsZero() {
+			e.done(s)
+		}
+	}
+}
+
+// progress tells how base images arrive.
+func (e *events) progress(s *client.VertexStatus) {
+	d := digest.Digest(s.ID)
+	if d.Validate() != nil {
+		return
+	}
+	p := e.pulls[s.ID]
+	if p == nil {
+		p = &slipwayv1.PullProgress{Ref: e.imageOf(s.Vertex), Digest: s.ID}
+		e.pulls[s.ID] = p
+	}
+	if p.Done {
+		return
+	}
+	p.Bytes, p.Total, p.Done = uint64(max(0, s.Current)), uint64(max(0, s.Total)), s.Completed != nil
+	e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_Pull{Pull: &slipwayv1.PullProgress{
+		Ref: p.Ref, Digest: p.Digest, Bytes: p.Bytes, Total: p.Total, Done: p.Done,
+	}}})
+}
+
+// imageOf is the image that a vertex pulls.
+func (e *events) imageOf(v digest.Digest) string {
+	name := e.names[v]
+	if s := e.byDigest[v]; s != nil {
+		name = s.Source
+	}
+	ref, _, _ := strings.Cut(strings.TrimPrefix(name, "FROM "), "@")
+	return ref
+}
+
+func (e *events) warning(w *client.VertexWarning) {
+	out := &slipwayv1.Warning{Message: string(w.Short), Url: w.URL}
+	if rule, text, ok := strings.Cut(out.Message, ": "); ok && !strings.Contains(rule, " ") {
+		out.Rule, out.Message = rule, text
+	}
+	if i := strings.LastIndex(out.Message, " (line "); i > 0 && len(w.Range) > 0 {
+		out.Message = out.Message[:i]
+	}
+	for _, r := range w.Range {
+		out.Line = uint32(r.Start.GetLine())
+		break
+	}
+	e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_Warning{Warning: out}})
+}
+
+// counts returns how many steps there were, and how many of them were cached.
+func (e *events) counts() (steps, cached int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.steps {
+		if s.cached {
+			cached++
+		}
+	}
+	return len(e.steps), cached
+}

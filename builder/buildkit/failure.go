@@ -1,0 +1,111 @@
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/errdefs"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+)
+
+// invalid is what a parser says of a Dockerfile.
+func invalid(err error) error {
+	out := failure.Userf(failure.DockerfileInvalid, "see the Dockerfile reference for the instruction", "%v", err)
+	var at *parser.LocationError
+	if errors.As(err, &at) && len(at.Locations) > 0 && len(at.Locations[0]) > 0 {
+		out.Line = at.Locations[0][0].Start.Line
+	}
+	return out
+}
+
+// explain turns what BuildKit's solver returned into a failure.
+func (b *build) explain(err error) error {
+	if known, ok := errors.AsType[*failure.Error](err); ok {
+		return known
+	}
+	if errors.Is(err, context.Canceled) && context.Cause(b.ctx) != nil {
+		return context.Cause(b.ctx)
+	}
+	line := lineOf(err)
+	if exit, ok := errors.AsType[*gateway.ExitError](err); ok && exit.ExitCode != gateway.UnknownExitStatus {
+		e := failure.Userf(failure.StepFailed, "the output above says why; steps before this one stay cached", "%s", message(err))
+		e.ExitCode, e.Line, e.Err = int(exit.ExitCode), line, err
+		return e
+	}
+	e := kindOf(err)
+	e.Line, e.Err, e.Message = line, err, message(err)
+	return e
+}
+
+// lineOf is the line of the Dockerfile that an error is about; 0 if it is about
+// none.
+func lineOf(err error) int {
+	for _, s := range errdefs.Sources(err) {
+		for _, r := range s.Ranges {
+			if n := int(r.Start.GetLine()); n > 0 {
+				return n
+			}
+		}
+	}
+	return 0
+}
+
+// message is an error's text without what says where it came through.
+func message(err error) string {
+	text := err.Error()
+	for _, prefix := range []string{"failed to solve: ", "rpc error: ", "code = Unknown desc = ", "code = NotFound desc = "} {
+		text = strings.TrimPrefix(text, prefix)
+	}
+	return text
+}
+
+// kinds of errors that BuildKit has no type for, by what is in their text. The
+// first that fits is it.
+var kinds = []struct {
+	text string
+	failure.Error
+}{
+	{"dockerfile parse error", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "see the Dockerfile reference for the instruction"}},
+	{"unknown instruction", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "see the Dockerfile reference for the instruction"}},
+	{"target stage", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "name one of the Dockerfile's stages"}},
+	{"failed to calculate checksum", failure.Error{Code: failure.FileNotFound, Blame: failure.User, Hint: "check the path, and that no pattern of the ignore file takes it away"}},
+	{"failed to compute cache key", failure.Error{Code: failure.FileNotFound, Blame: failure.User, Hint: "check the path, and that no pattern of the ignore file takes it away"}},
+	{"secret", failure.Error{Code: failure.InvalidArgument, Blame: failure.User, Hint: "give the secret with --build-secret"}},
+	{"ssh", failure.Error{Code: failure.InvalidArgument, Blame: failure.User, Hint: "forward an agent with --ssh"}},
+	{"is not allowed", failure.Error{Code: failure.PermissionDenied, Blame: failure.User, Hint: "the operator of the daemon decides what steps may do"}},
+	{"pull access denied", failure.Error{Code: failure.BaseDenied, Blame: failure.User, Hint: "check the image's name, and log in to its registry with docker login where you deploy"}},
+	{"authorization failed", failure.Error{Code: failure.BaseDenied, Blame: failure.User, Hint: "log in to the registry with docker login where you deploy"}},
+	{"failed to resolve source metadata", failure.Error{Code: failure.BaseNotFound, Blame: failure.User, Hint: "check the image's name and tag, and that the daemon reaches its registry"}},
+	{"failed to do request", failure.Error{Code: failure.BaseUnavailable, Blame: failure.Registry, Retryable: true, Hint: "the daemon cannot reach the registry; --registry-mirror names another place to pull from"}},
+}
+
+func kindOf(err error) *failure.Error {
+	text := err.Error()
+	if strings.Contains(text, "failed to do request") {
+		e := kinds[len(kinds)-1].Error
+		return &e
+	}
+	for _, k := range kinds {
+		if strings.Contains(text, k.text) {
+			e := k.Error
+			return &e
+		}
+	}
+	if cerrdefs.IsNotFound(err) {
+		return &failure.Error{Code: failure.FileNotFound, Blame: failure.User, Hint: "check the name"}
+	}
+	if cerrdefs.IsInvalidArgument(err) {
+		return &failure.Error{Code: failure.InvalidArgument, Blame: failure.User}
+	}
+	e := *failure.As(err)
+	if e.Code == failure.Internal {
+		e.Code, e.Blame, e.Hint = failure.StepFailed, failure.User, "the message is BuildKit's own"
+		e.Retryable = false
+	}
+	return &e
+}

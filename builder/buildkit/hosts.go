@@ -1,0 +1,96 @@
+package buildkit
+
+import (
+	"net"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+)
+
+// Registries says how images are reached.
+type Registries struct {
+	Mirrors  map[string][]*url.URL // by the host in an image's name
+	Insecure []string              // hosts that may be spoken to in plain HTTP
+
+	// Direct reaches the hosts that images and the operator name; Redirect
+	// those that they send to.
+	Direct, Redirect http.RoundTripper
+
+	// Local reads the daemon's own registry, in this process. Who writes to it
+	// does so as everybody else, by the scheme that it is served with.
+	Local       http.RoundTripper
+	LocalScheme string
+	IsLocal     func(host string) bool
+}
+
+// Hosts is what BuildKit asks for the places of a host's images.
+func (r *Registries) Hosts(host string) ([]docker.RegistryHost, error) {
+	if r.IsLocal(host) {
+		write := docker.RegistryHost{Client: r.client(), Host: host, Scheme: r.LocalScheme, Path: "/v2", Capabilities: docker.HostCapabilityPush}
+		return []docker.RegistryHost{r.own(host), write}, nil
+	}
+	var out []docker.RegistryHost
+	for _, m := range r.Mirrors[host] {
+		out = append(out, r.mirror(m))
+	}
+	at := docker.RegistryHost{
+		Client: r.client(), Host: host, Scheme: "https", Path: "/v2",
+		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve | docker.HostCapabilityPush,
+	}
+	if host == "docker.io" {
+		at.Host = "registry-1.docker.io"
+	}
+	if r.plain(host) {
+		at.Scheme = "http"
+	}
+	return append(out, at), nil
+}
+
+func (r *Registries) mirror(u *url.URL) docker.RegistryHost {
+	if r.IsLocal(u.Host) {
+		return r.own(u.Host)
+	}
+	return docker.RegistryHost{
+		Client: r.client(), Host: u.Host, Scheme: u.Scheme, Path: path.Join("/v2", u.Path),
+		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+	}
+}
+
+// own is the daemon's registry, to read.
+func (r *Registries) own(host string) docker.RegistryHost {
+	return docker.RegistryHost{
+		Client: &http.Client{Transport: r.Local}, Host: host, Scheme: "http", Path: "/v2",
+		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+	}
+}
+
+func (r *Registries) plain(host string) bool {
+	for _, h := range r.Insecure {
+		if h == host {
+			return true
+		}
+	}
+	name, _, err := net.SplitHostPort(host)
+	if err != nil {
+		name = host
+	}
+	ip := net.ParseIP(strings.Trim(name, "[]"))
+	return name == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+func (r *Registries) client() *http.Client { return &http.Client{Transport: guarded{r}} }
+
+// guarded goes where a redirect leads by other rules than where it was told to
+// go.
+type guarded struct{ *Registries }
+
+// RoundTrip implements http.RoundTripper.
+func (g guarded) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Response != nil {
+		return g.Redirect.RoundTrip(req)
+	}
+	return g.Direct.RoundTrip(req)
+}

@@ -1,0 +1,176 @@
+package buildkit
+
+import (
+	"context"
+	"errors"
+
+	"github.com/moby/buildkit/executor"
+	"github.com/moby/buildkit/frontend"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+)
+
+// Marks on vertices. They are descriptions, which are no part of a vertex's
+// digest: they decide nothing about what is built.
+const (
+	markLayer = "slipway.layer" // the image is going to have what the step leaves
+	markApp   = "slipway.app"   // whose cache mounts the step has
+)
+
+var errProxy = errors.New("a proxied network is not supported here: leave the option out; steps reach what the operator allows")
+
+// A marker is a frontend whose definitions are marked as they pass.
+type marker struct {
+	frontend.Frontend
+	tenant *tenant
+}
+
+// Solve implements BuildKit's frontend.
+func (m *marker) Solve(ctx context.Context, b frontend.FrontendLLBBridge, exec executor.Executor, opt map[string]string, inputs map[string]*pb.Definition, sid string, sm *session.Manager) (*frontend.Result, error) {
+	if build := m.tenant.builds.get(sid); build != nil {
+		b = &markingBridge{b, build}
+	}
+	return m.Frontend.Solve(ctx, b, exec, opt, inputs, sid, sm)
+}
+
+type markingBridge struct {
+	frontend.FrontendLLBBridge
+	build *build
+}
+
+func (b *markingBridge) Solve(ctx context.Context, req frontend.SolveRequest, sid string) (*frontend.Result, error) {
+	b.build.mark(req.Definition)
+	return b.FrontendLLBBridge.Solve(ctx, req, sid)
+}
+
+// mark marks the vertices of a definition for the build, and learns their
+// lines.
+func (b *build) mark(def *pb.Definition) {
+	if def == nil || len(def.Def) == 0 {
+		return
+	}
+	g, err := newGraph(def)
+	if err != nil {
+		return // the solver says so
+	}
+	layers := g.chain()
+	for d := range g.ops {
+		described(def, d)[markApp] = b.app
+	}
+	for _, d := range layers {
+		described(def, d)[markLayer] = "1"
+	}
+	b.learn(def)
+}
+
+// described returns the description of a vertex, to write to.
+func described(def *pb.Definition, d digest.Digest) map[string]string {
+	if def.Metadata == nil {
+		def.Metadata = map[string]*pb.OpMetadata{}
+	}
+	m := def.Metadata[string(d)]
+	if m == nil {
+		m = &pb.OpMetadata{}
+		def.Metadata[string(d)] = m
+	}
+	if m.Description == nil {
+		m.Description = map[string]string{}
+	}
+	return m.Description
+}
+
+// A graph is a definition by the digests of its vertices.
+type graph struct {
+	ops map[digest.Digest]*pb.Op
+	end *pb.Input // what the definition is for; nil if it is nothing
+}
+
+func newGraph(def *pb.Definition) (*graph, error) {
+	g := &graph{ops: make(map[digest.Digest]*pb.Op, len(def.Def))}
+	var last *pb.Op
+	for _, raw := range def.Def {
+		op := new(pb.Op)
+		if err := op.UnmarshalVT(raw); err != nil {
+			return nil, err
+		}
+		g.ops[digest.FromBytes(raw)] = op
+		last = op
+	}
+	if last != nil && last.Op == nil && len(last.Inputs) > 0 {
+		g.end = last.Inputs[0]
+	}
+	return g, nil
+}
+
+// chain returns the vertices whose files the result consists of: each makes a
+// layer of the image.
+func (g *graph) chain() []digest.Digest {
+	var out []digest.Digest
+	seen := map[digest.Digest]bool{}
+	for next := []*pb.Input{g.end}; len(next) > 0; next = next[1:] {
+		in := next[0]
+		if in == nil {
+			continue
+		}
+		d := digest.Digest(in.Digest)
+		op := g.ops[d]
+		if op == nil || seen[d] {
+			continue
+		}
+		seen[d] = true
+		switch step := op.Op.(type) {
+		case *pb.Op_Exec:
+			out = append(out, d)
+			next = append(next, execBelow(op, step.Exec, in.Index))
+		case *pb.Op_File:
+			out = append(out, d)
+			next = append(next, fileBelow(op, step.File, in.Index))
+		case *pb.Op_Merge:
+			for _, i := range step.Merge.Inputs {
+				next = append(next, input(op, i.Input))
+			}
+		}
+	}
+	return out
+}
+
+// execBelow is what the file system that a step puts out began as.
+func execBelow(op *pb.Op, e *pb.ExecOp, output int64) *pb.Input {
+	for _, m := range e.Mounts {
+		if m.Output == output && m.MountType == pb.MountType_BIND {
+			return input(op, m.Input)
+		}
+	}
+	return nil
+}
+
+// fileBelow follows the actions of a step down to the file system that the
+// first of them began with.
+func fileBelow(op *pb.Op, f *pb.FileOp, output int64) *pb.Input {
+	at := -1
+	for i, a := range f.Actions {
+		if a.Output == output {
+			at = i
+		}
+	}
+	for at >= 0 && at < len(f.Actions) {
+		in := f.Actions[at].Input
+		if in < int64(len(op.Inputs)) {
+			return input(op, in)
+		}
+		before := int(in) - len(op.Inputs)
+		if before >= at {
+			return nil
+		}
+		at = before
+	}
+	return nil
+}
+
+func input(op *pb.Op, i int64) *pb.Input {
+	if i < 0 || i >= int64(len(op.Inputs)) {
+		return nil
+	}
+	return op.Inputs[i]
+}

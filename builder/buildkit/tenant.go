@@ -1,0 +1,249 @@
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/plugins/diff/walking"
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/cache/metadata"
+	"github.com/moby/buildkit/cache/remotecache"
+	inlinecache "github.com/moby/buildkit/cache/remotecache/inline"
+	localcache "github.com/moby/buildkit/cache/remotecache/local"
+	registrycache "github.com/moby/buildkit/cache/remotecache/registry"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/control"
+	"github.com/moby/buildkit/frontend"
+	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
+	"github.com/moby/buildkit/frontend/gateway"
+	"github.com/moby/buildkit/frontend/gateway/forwarder"
+	"github.com/moby/buildkit/session"
+	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/bboltcachestorage"
+	urls "github.com/moby/buildkit/source/http"
+	"github.com/moby/buildkit/source/local"
+	"github.com/moby/buildkit/util/archutil"
+	"github.com/moby/buildkit/util/db/boltutil"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/util/leaseutil"
+	buildkit "github.com/moby/buildkit/worker"
+	"github.com/moby/buildkit/worker/base"
+	"github.com/moby/buildkit/worker/label"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/slipwayhq/slipway/layercache"
+)
+
+// A tenant is BuildKit as one org has it.
+type tenant struct {
+	engine   *Engine
+	org      string
+	cache    *layercache.Cache
+	worker   *worker
+	sessions *session.Manager
+	control  *control.Controller
+
+	// BuildKit's server and a client of it, in this process.
+	server *grpc.Server
+	pipe   *bufconn.Listener
+	client *client.Client
+	served sync.WaitGroup
+
+	builds *builds
+	closed context.CancelFunc
+}
+
+// openTenant opens the databases of an org and joins BuildKit's parts.
+func openTenant(ctx context.Context, e *Engine, org string) (t *tenant, err error) {
+	t = &tenant{engine: e, org: org, cache: e.opts.Cache.Org(org), builds: newBuilds()}
+	store := t.cache.Containerd()
+	dir := e.dir(store.Namespace)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	ctx, t.closed = context.WithCancel(ctx)
+	o := opener{tenant: t, dir: dir, store: store}
+	if err := o.open(ctx); err != nil {
+		t.closed()
+		return nil, errors.Join(err, o.close())
+	}
+	return t, nil
+}
+
+// An opener puts a tenant together. What it has opened is the tenant's when
+// it is done.
+type opener struct {
+	*tenant
+	dir     string
+	store   layercache.Containerd
+	closers []func() error
+}
+
+func (o *opener) close() error {
+	var errs []error
+	for i := len(o.closers) - 1; i >= 0; i-- {
+		errs = append(errs, o.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+func (o *opener) open(ctx context.Context) error {
+	if err := o.openWorker(ctx); err != nil {
+		return err
+	}
+	var err error
+	if o.sessions, err = session.NewManager(); err != nil {
+		return err
+	}
+	if err := o.openControl(ctx); err != nil {
+		return err
+	}
+	return o.serve(ctx)
+}
+
+func (o *opener) openWorker(ctx context.Context) error {
+	opt, err := o.workerOpt()
+	if err != nil {
+		return err
+	}
+	w, err := base.NewWorker(ctx, opt)
+	if err != nil {
+		return err
+	}
+	stock, err := local.NewSource(local.Opt{CacheAccessor: w.CacheManager()})
+	if err != nil {
+		return err
+	}
+	w.SourceManager.Register(&contextSource{Source: stock, tenant: o.tenant})
+	if w.HTTPSource, err = urls.NewSource(urls.Opt{CacheAccessor: w.CacheManager(), Transport: o.engine.opts.Fetch}); err != nil {
+		return err
+	}
+	w.SourceManager.Register(w.HTTPSource)
+	w.SourceManager.Register(noGit{})
+	w.GitSource = nil
+	o.worker = &worker{Worker: w, tenant: o.tenant}
+	return nil
+}
+
+// workerOpt is what BuildKit's worker stands on: the org's part of the store.
+func (o *opener) workerOpt() (base.WorkerOpt, error) {
+	records, err := metadata.NewStore(filepath.Join(o.dir, "metadata_v2.db"))
+	if err != nil {
+		return base.WorkerOpt{}, err
+	}
+	o.closers = append(o.closers, records.Close)
+	id, err := base.ID(o.dir)
+	if err != nil {
+		return base.WorkerOpt{}, err
+	}
+	blobs := containerdsnapshot.NewContentStore(adopter{Store: o.store.Content, tenant: o.tenant}, o.store.Namespace)
+	return base.WorkerOpt{
+		ID: id, Root: o.dir, MetadataStore: records, Executor: o.engine.opts.Executor,
+		Labels:       map[string]string{label.Executor: "slipway", label.Snapshotter: o.store.Snapshotter},
+		Platforms:    supported(),
+		Snapshotter:  containerdsnapshot.NewSnapshotter(o.store.Snapshotter, o.store.Snapshots, o.store.Namespace, nil),
+		ContentStore: blobs, Applier: &applier{blobs: blobs, cache: o.cache, most: o.engine.opts.MaxSize}, Differ: walking.NewWalkingDiff(blobs),
+		LeaseManager:   leaseutil.WithNamespace(o.store.Leases, o.store.Namespace),
+		GarbageCollect: o.store.Collect, ParallelismSem: semaphore.NewWeighted(int64(o.engine.opts.Parallel)),
+		MountPoolRoot: filepath.Join(o.dir, "mounts"), RegistryHosts: o.engine.opts.Hosts(o.org),
+	}, nil
+}
+
+// supported are the platforms of this machine: its own, and those that it can
+// emulate.
+func supported() []ocispec.Platform {
+	own := platforms.Normalize(platforms.DefaultSpec())
+	all := []ocispec.Platform{own}
+	for _, p := range archutil.SupportedPlatforms(true) {
+		if p = platforms.Normalize(p); !platforms.Only(own).Match(p) {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+func (o *opener) openControl(ctx context.Context) error {
+	results, err := bboltcachestorage.NewStore(filepath.Join(o.dir, "cache.db"))
+	if err != nil {
+		return err
+	}
+	o.closers = append(o.closers, results.Close)
+	history, err := boltutil.SafeOpen(filepath.Join(o.dir, "history.db"), 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType})
+	if err != nil {
+		return err
+	}
+	o.closers = append(o.closers, history.Close)
+	workers := &buildkit.Controller{}
+	if err := workers.Add(o.worker); err != nil {
+		return err
+	}
+	images, err := gateway.NewGatewayFrontend(workers.Infos(), nil)
+	if err != nil {
+		return err
+	}
+	hosts := o.engine.opts.Hosts(o.org)
+	o.control, err = control.NewController(control.Opt{
+		SessionManager:   o.sessions,
+		WorkerController: workers,
+		Frontends: map[string]frontend.Frontend{
+			"dockerfile.v0": &marker{Frontend: forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build), tenant: o.tenant},
+			"gateway.v0":    &marker{Frontend: images, tenant: o.tenant},
+		},
+		CacheManager: solver.NewCacheManager(ctx, "local", results, buildkit.NewCacheResultStorage(workers)),
+		ResolveCacheExporterFuncs: map[string]remotecache.ResolveCacheExporterFunc{
+			"registry": registrycache.ResolveCacheExporterFunc(o.sessions, hosts),
+			"local":    localcache.ResolveCacheExporterFunc(o.sessions),
+			"inline":   inlinecache.ResolveCacheExporterFunc(),
+		},
+		ResolveCacheImporterFuncs: map[string]remotecache.ResolveCacheImporterFunc{
+			"registry": registrycache.ResolveCacheImporterFunc(o.sessions, o.worker.ContentStore(), hosts),
+			"local":    localcache.ResolveCacheImporterFunc(o.sessions),
+		},
+		HistoryDB: history, CacheStore: results,
+		LeaseManager: o.worker.LeaseManager(), ContentStore: o.worker.ContentStore(),
+		GarbageCollect: o.worker.GarbageCollect, GracefulStop: ctx.Done(),
+	})
+	return err
+}
+
+// serve answers the tenant's API in this process.
+func (o *opener) serve(ctx context.Context) error {
+	o.server = grpc.NewServer(
+		grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor), grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
+		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+	)
+	o.control.Register(o.server)
+	o.pipe = bufconn.Listen(1 << 20)
+	o.served.Go(func() { _ = o.server.Serve(o.pipe) })
+	o.closers = append(o.closers, func() error { o.server.Stop(); o.served.Wait(); return nil })
+	var err error
+	o.client, err = client.New(ctx, "passthrough:///"+o.org,
+		client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return o.pipe.DialContext(ctx) }),
+		client.WithSessionDialer(o.session))
+	return err
+}
+
+// session joins a session of this process to the tenant.
+func (t *tenant) session(ctx context.Context, _ string, meta map[string][]string) (net.Conn, error) {
+	here, there := net.Pipe()
+	t.served.Go(func() { _ = t.sessions.HandleConn(ctx, there, meta) })
+	return here, nil
+}
+
+func (t *tenant) close() error {
+	t.closed()
+	err := t.client.Close()
+	t.server.Stop()
+	t.served.Wait()
+	return errors.Join(err, t.control.Close())
+}

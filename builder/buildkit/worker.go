@@ -1,0 +1,52 @@
+package buildkit
+
+import (
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/frontend"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/llbsolver/linuxresources"
+	"github.com/moby/buildkit/solver/llbsolver/ops"
+	"github.com/moby/buildkit/solver/pb"
+	buildkit "github.com/moby/buildkit/worker"
+	"github.com/moby/buildkit/worker/base"
+)
+
+// A worker is BuildKit's, but for what steps leave and where images go.
+type worker struct {
+	*base.Worker
+	tenant *tenant
+}
+
+// Exporter implements BuildKit's worker: images are this package's affair.
+func (w *worker) Exporter(name string, sm *session.Manager) (exporter.Exporter, error) {
+	if name == client.ExporterImage {
+		return &imageExporter{tenant: w.tenant}, nil
+	}
+	return w.Worker.Exporter(name, sm)
+}
+
+// ResolveOp implements BuildKit's worker. Steps that leave files do so through
+// a vertex, which sees what they leave.
+func (w *worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *session.Manager, proxy buildkit.ProxyOpt) (solver.Op, error) {
+	op, ok := v.Sys().(*pb.Op)
+	if !ok {
+		return w.Worker.ResolveOp(v, b, sm, proxy)
+	}
+	switch step := op.Op.(type) {
+	case *pb.Op_Exec:
+		if proxy.Network && step.Exec.Network != pb.NetMode_NONE {
+			return nil, errProxy
+		}
+		n := w.newVertex(v)
+		var res *pb.LinuxResources
+		if m, ok := v.Options().Metadata.(*linuxresources.Metadata); ok && m != nil {
+			res = m.LinuxResources
+		}
+		return ops.NewExecOp(v, n.scoped(step), op.Platform, n, w.ParallelismSem, sm, &vertexExecutor{n}, w, res, false)
+	case *pb.Op_File:
+		return ops.NewFileOp(v, step, w.newVertex(v), w.ParallelismSem, w)
+	}
+	return w.Worker.ResolveOp(v, b, sm, proxy)
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/slipwayhq/slipway/builder/buildkit"
+	"github.com/slipwayhq/slipway/builder/buildkit/executor"
+	"github.com/slipwayhq/slipway/builder/classic"
+	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/slipwayhq/slipway/pushd"
+)
+
+// openBuildKit prepares BuildKit, which opens with the first build that wants
+// it.
+func (d *daemon) openBuildKit(context.Context) (err error) {
+	fetch, _ := d.outward()
+	images := &buildkit.Registries{
+		Mirrors: d.config.mirrorURLs, Insecure: d.config.insecureRegs, Direct: pushd.NewTransport(), Redirect: fetch,
+		Local: d.inside(), LocalScheme: "http", IsLocal: d.isLocal,
+	}
+	if d.tls != nil {
+		images.LocalScheme = "https"
+	}
+	d.buildkit, err = buildkit.New(buildkit.Options{
+		Cache: d.cache, Root: d.dir("buildkit"), MaxSize: d.config.maxRootFSBytes, Fetch: fetch,
+		Executor: executor.New(executor.Options{Runner: d.runner, Network: d.config.networkMode, Log: d.log.With("part", "buildkit"),
+			Limits: sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids}}),
+		Hosts: func(string) docker.RegistryHosts { return images.Hosts },
+		Log:   d.log.With("part", "buildkit"),
+	})
+	if err != nil {
+		return err
+	}
+	d.closing(d.buildkit.Close)
+	return nil
+}
+
+// outward is how the daemon reaches what builds name: by the rules that bind
+// their steps.
+func (d *daemon) outward() (http.RoundTripper, classic.Dial) {
+	if d.config.networkMode == sandbox.Host {
+		return http.DefaultTransport, new(net.Dialer).DialContext
+	}
+	return classic.NewFetch(d.config.egress), classic.NewDial(d.config.egress)
+}
+
+// inside marks requests that come from this process.
+type inside struct{}
+
+// inside returns a way to the daemon's own registry that leaves no process and
+// needs no token to read.
+func (d *daemon) inside() http.RoundTripper {
+	pipe := bufconn.Listen(1 << 20)
+	s := &http.Server{
+		Handler: d.registry.Handler(), ReadHeaderTimeout: 30 * time.Second,
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context { return context.WithValue(ctx, inside{}, true) },
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = s.Serve(pipe) })
+	d.closing(func() error { err := s.Close(); serving.Wait(); return err })
+	return &http.Transport{
+		DialContext:  func(ctx context.Context, _, _ string) (net.Conn, error) { return pipe.DialContext(ctx) },
+		MaxIdleConns: 8, IdleConnTimeout: time.Minute,
+	}
+}
