@@ -100,3 +100,23 @@ func killAndRemove(dir string) error {
 	}
 	return err
 }
+
+// outOfMemory reports whether the kernel has killed a process of a container
+// for want of memory.
+func (c *cgroups) outOfMemory(id string) bool {
+	for _, mnt := range c.hierarchies {
+		for _, name := range []string{"memory.events", "memory.oom_control"} { // of version 2 and 1
+			data, err := os.ReadFile(filepath.Join(mnt, c.parent, id, name))
+			if err != nil {
+				continue
+			}
+			for line := range strings.Lines(string(data)) {
+				f := strings.Fields(line)
+				if len(f) == 2 && f[0] == "oom_kill" && f[1] != "0" {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}

@@ -52,3 +52,16 @@ func newEnvironment(set []string, hostname, home string) *environment {
 	e.setDefault("HOME", home)
 	return &e
 }
+
+// environment returns what a process gets that wants set, with what we add.
+func (s *bundle) environment(set []string, home string, t *Terminal) []string {
+	env := newEnvironment(set, s.spec.hostname, home)
+	for _, entry := range s.defaults {
+		name, value, _ := strings.Cut(entry, "=")
+		env.setDefault(name, value)
+	}
+	if t != nil {
+		env.setDefault("TERM", "xterm")
+	}
+	return env.list
+}

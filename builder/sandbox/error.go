@@ -14,6 +14,10 @@ var (
 	// root file system.
 	ErrUser = errors.New("cannot resolve user")
 
+	// ErrNotRunning is wrapped when there is no container to run a Command in,
+	// or none any more.
+	ErrNotRunning = errors.New("container is not running")
+
 	// ErrNetwork is wrapped when the [Sandbox] network could not be set up, or
 	// put back after somebody took parts of it away.
 	ErrNetwork = errors.New("sandbox network cannot be set up")

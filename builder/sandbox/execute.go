@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,21 +23,71 @@ var (
 	runtimeEnv = []string{"PATH=" + defaultPath, "GOMAXPROCS=1", "GOGC=off"}
 )
 
+// A task is one process that the runtime starts and waits for.
+type task struct {
+	streams
+	id      string // of the container
+	dir     string // where it has files of its own
+	args    []string
+	watch   func(context.Context) error
+	started func()
+	first   bool // its end is that of the container
+}
+
+func (t *task) pidFile() string { return filepath.Join(t.dir, "pid") }
+func (t *task) logFile() string { return filepath.Join(t.dir, "log.json") }
+
 // execute runs the container of s and waits until nothing of it is left.
 func (r *Runner) execute(ctx context.Context, p *Process, s *bundle) (int, error) {
+	t := &task{
+		streams: streams{p.Stdin, p.Stdout, p.Stderr, p.Terminal, p.Signals},
+		id:      p.ID, dir: s.dir, first: true, watch: p.Watch, started: p.Started,
+		args: []string{"run", "--bundle", s.dir},
+	}
+	if p.OutOfMemory == nil {
+		return r.perform(ctx, t)
+	}
+	// Who looks after the runtime has removed the cgroup sees nothing.
+	t.args = append(t.args, "--keep")
+	code, err := r.perform(ctx, t)
+	if err == nil && r.cgroups.outOfMemory(p.ID) {
+		p.OutOfMemory()
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+	defer cancel()
+	return code, errors.Join(err, r.cgroups.removeChild(ctx, p.ID), os.RemoveAll(filepath.Join(r.runcDir, p.ID)))
+}
+
+// perform carries out t.
+func (r *Runner) perform(ctx context.Context, t *task) (int, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	pidFile, logFile := filepath.Join(s.dir, "pid"), filepath.Join(s.dir, "log.json")
+	args := []string{"--root", r.runcDir, "--log", t.logFile(), "--log-format", "json"}
+	args = append(append(args, t.args...), "--pid-file", t.pidFile(), t.id)
 	// Not bound to ctx: killing the runtime would not kill the container.
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), r.runc, "--root", r.runcDir, "--log", logFile, "--log-format", "json",
-		"run", "--bundle", s.dir, "--pid-file", pidFile, p.ID)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), r.runc, args...)
 	cmd.Env = runtimeEnv
-	cmd.Stdout, cmd.Stderr = outputs(ctx, cancel, p.Stdout, p.Stderr, pidFile)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	cmd.WaitDelay = time.Minute // should something outside the container have got hold of the output
-	if err := cmd.Start(); err != nil {
+	cmd.WaitDelay = drain
+	stdout, stderr := outputs(ctx, cancel, t.stdout, t.stderr, t.pidFile())
+	wires, err := t.wire(cmd, cancel, stdout, stderr)
+	if err != nil {
 		return 0, err
+	}
+	err = cmd.Start()
+	wires.begin(func(sig syscall.Signal) bool { return t.signal(cmd.Process.Pid, sig) })
+	if err != nil {
+		wires.end()
+		return 0, err
+	}
+	if t.started != nil {
+		wires.spawn(func() error {
+			if wires.until(func() bool { return exists(t.pidFile()) }) {
+				t.started()
+			}
+			return nil
+		})
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
@@ -45,7 +96,7 @@ func (r *Runner) execute(ctx context.Context, p *Process, s *bundle) (int, error
 	watching, ended := context.WithCancelCause(ctx)
 	defer ended(nil)
 	go func() {
-		err := p.watch(watching)
+		err := t.look(watching)
 		if err != nil && context.Cause(watching) == errEnded && (errors.Is(err, context.Canceled) || errors.Is(err, errEnded)) {
 			err = nil // it only noticed that it is no longer needed
 		}
@@ -60,8 +111,9 @@ func (r *Runner) execute(ctx context.Context, p *Process, s *bundle) (int, error
 	case waitErr = <-exited:
 	case <-ctx.Done():
 		stopErr = context.Cause(ctx)
-		waitErr = r.kill(cmd, p.ID, pidFile, exited)
+		waitErr = r.kill(cmd, t, exited)
 	}
+	wires.end()
 	ended(errEnded)
 	if err := <-watched; err != nil && stopErr == nil {
 		stopErr = err
@@ -75,20 +127,20 @@ func (r *Runner) execute(ctx context.Context, p *Process, s *bundle) (int, error
 	if stopErr != nil {
 		return 0, stopErr
 	}
-	return r.result(cmd, waitErr, pidFile, logFile)
+	return t.result(cmd, waitErr)
 }
 
-func (p *Process) watch(ctx context.Context) (err error) {
+func (t *task) look(ctx context.Context) (err error) {
 	defer rescue.Into(&err)
-	if p.Watch == nil {
+	if t.watch == nil {
 		return nil
 	}
-	return p.Watch(ctx)
+	return t.watch(ctx)
 }
 
 // result tells the end of the process from the failure to start it: the
 // runtime's exit code may be either.
-func (r *Runner) result(cmd *exec.Cmd, waitErr error, pidFile, logFile string) (int, error) {
+func (t *task) result(cmd *exec.Cmd, waitErr error) (int, error) {
 	var exit *exec.ExitError
 	if waitErr != nil && !errors.As(waitErr, &exit) {
 		return 0, waitErr
@@ -97,12 +149,12 @@ func (r *Runner) result(cmd *exec.Cmd, waitErr error, pidFile, logFile string) (
 	if code == 0 {
 		return 0, nil
 	}
-	message := runtimeError(logFile)
+	message := runtimeError(t.logFile())
 	if code < 0 {
 		return 0, errors.New("runc was killed: " + cmd.ProcessState.String() + " " + message)
 	}
 	switch {
-	case exists(pidFile):
+	case exists(t.pidFile()):
 		return code, nil
 	case message == "":
 		return 0, errors.New("runc failed without a message: " + cmd.ProcessState.String())
@@ -115,15 +167,15 @@ func exists(file string) bool {
 	return err == nil
 }
 
-// kill ends the container at once and returns how the runtime ended. Killing
-// the container's first process takes all others with it; the runtime then
-// cleans up by itself. If that cannot be done, everything is killed one by one.
-func (r *Runner) kill(cmd *exec.Cmd, id, pidFile string, exited <-chan error) error {
+// kill ends t at once and returns how the runtime ended. Killing the
+// container's first process takes all others with it; the runtime then cleans
+// up by itself. If that cannot be done, everything is killed one by one.
+func (r *Runner) kill(cmd *exec.Cmd, t *task, exited <-chan error) error {
 	const patience = 3 * time.Second
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		if killInit(pidFile, cmd.Process.Pid) {
+		if t.signal(cmd.Process.Pid, unix.SIGKILL) {
 			select {
 			case err := <-exited:
 				return err
@@ -139,21 +191,25 @@ func (r *Runner) kill(cmd *exec.Cmd, id, pidFile string, exited <-chan error) er
 		}
 	}
 	if err := cmd.Process.Kill(); err != nil {
-		r.log.Warn("kill runc", "container", id, "error", err)
+		r.log.Warn("kill runc", "container", t.id, "error", err)
 	}
 	err := <-exited
+	if !t.first {
+		return err // what is left of it ends with the container
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if failed := r.discard(ctx, id); failed != nil {
-		r.log.Error("remove container", "container", id, "error", failed)
+	if failed := r.discard(ctx, t.id); failed != nil {
+		r.log.Error("remove container", "container", t.id, "error", failed)
 	}
 	return err
 }
 
-// killInit kills the process that pidFile names if it is a child of parent, so
-// that nobody else is hit should the number have been given away already.
-func killInit(pidFile string, parent int) bool {
-	data, err := os.ReadFile(pidFile)
+// signal sends a signal to the process of t if it runs and is a child of
+// parent, so that nobody else is hit should its number have been given away
+// already. Killed are its descendants too, if that does not go by itself.
+func (t *task) signal(parent int, sig syscall.Signal) bool {
+	data, err := os.ReadFile(t.pidFile())
 	if err != nil {
 		return false
 	}
@@ -161,12 +217,62 @@ func killInit(pidFile string, parent int) bool {
 	if err != nil || pid <= 1 {
 		return false
 	}
-	fd, err := unix.PidfdOpen(pid, 0)
+	var below []int
+	if sig == unix.SIGKILL && !t.first {
+		below = descendants(pid, parent)
+	}
+	defer func() {
+		for _, fd := range below {
+			_ = unix.PidfdSendSignal(fd, sig, nil, 0)
+			unix.Close(fd)
+		}
+	}()
+	return signalChild(pid, parent, sig)
+}
+
+func signalChild(pid, parent int, sig syscall.Signal) bool {
+	fd, err := openChild(pid, parent)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fd)
-	return parentOf(pid) == parent && unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil
+	return unix.PidfdSendSignal(fd, sig, nil, 0) == nil
+}
+
+// openChild opens a process that is a child of parent.
+func openChild(pid, parent int) (int, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1, err
+	}
+	if parentOf(pid) != parent {
+		unix.Close(fd)
+		return -1, unix.ESRCH
+	}
+	return fd, nil
+}
+
+// descendants opens the processes below pid, itself a child of parent. Those
+// that have left it, as daemons do, are not among them.
+func descendants(pid, parent int) []int {
+	if parentOf(pid) != parent {
+		return nil
+	}
+	var fds []int
+	lists, _ := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/children")
+	for _, list := range lists {
+		data, _ := os.ReadFile(list)
+		for name := range strings.FieldsSeq(string(data)) {
+			child, err := strconv.Atoi(name)
+			if err != nil {
+				continue
+			}
+			if fd, err := openChild(child, pid); err == nil {
+				fds = append(append(fds, fd), descendants(child, pid)...)
+			}
+		}
+	}
+	return fds
 }
 
 // parentOf returns the parent of a process, 0 if there is none to be found.

@@ -12,13 +12,15 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/continuity/fs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // A Mount shows a process what is no part of its root file system: the first of
-// Source, Data and Dial that is set, or else an empty file system in memory.
+// Stack, Source, Data and Dial that is set, or else an empty file system in
+// memory.
 // Where the root file system has nothing at Target, what is made for the mount
 // is in no layer.
 type Mount struct {
@@ -28,6 +30,14 @@ type Mount struct {
 	// changes there is thrown away.
 	Source  string
 	Discard bool
+
+	// Stack is mounted, one over the other, in a directory of the process's own,
+	// for as long as it runs, and is then the Source.
+	Stack []mount.Mount
+
+	// Select is the path of the directory or file in the Source that is shown.
+	// Symbolic links do not lead out. Empty means all of it.
+	Select string
 
 	// Data, if not nil, is the content of a file, which reaches no disk.
 	Data []byte
@@ -52,6 +62,75 @@ func (m *Mount) isFile() (bool, error) {
 		return false, err
 	}
 	return !info.IsDir(), nil
+}
+
+// exposeMounts makes the source of each mount of p one directory or file.
+func (s *bundle) exposeMounts(ctx context.Context, p *Process) error {
+	p.Mounts = slices.Clone(p.Mounts)
+	for i := range p.Mounts {
+		m := &p.Mounts[i]
+		dir := filepath.Join(s.dir, "source"+strconv.Itoa(i))
+		if len(m.Stack) > 0 {
+			m.Source = filepath.Join(dir, "all")
+			if err := os.MkdirAll(m.Source, 0o755); err != nil {
+				return err
+			}
+			if err := s.mountStack(m.Stack, m.Source); err != nil {
+				return fmt.Errorf("mount what is shown at %s: %w", m.Target, err)
+			}
+		}
+		if at := path.Clean("/" + m.Select); at != "/" && m.Source != "" {
+			if err := s.choose(m, at, dir); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// mountStack mounts one over the other until the bundle is closed.
+func (s *bundle) mountStack(stack []mount.Mount, target string) error {
+	for i := range stack {
+		if err := stack[i].Mount(target); err != nil {
+			return err
+		}
+		s.undo = append(s.undo, func(ctx context.Context) error { return unmount(ctx, target) })
+		if err := unix.Mount("", target, "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+			return &os.PathError{Op: "make private", Path: target, Err: err}
+		}
+	}
+	return nil
+}
+
+// choose makes what is at the clean path at in the source of m its source. It is
+// held by a mount: others may rename what leads there.
+func (s *bundle) choose(m *Mount, at, dir string) error {
+	f, err := openBelow(m.Source, at, unix.O_PATH)
+	if err != nil {
+		return cannotMount(m.Target, fmt.Errorf("%s in what is to be shown: %w", at, errors.Unwrap(err)))
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	part := filepath.Join(dir, "part")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if info.IsDir() {
+		err = os.Mkdir(part, 0o755)
+	} else {
+		err = os.WriteFile(part, nil, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.bind(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), part); err != nil {
+		return err
+	}
+	m.Source = part
+	return nil
 }
 
 // A point is the place of a mount in a root file system.

@@ -1,9 +1,9 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
 	"io"
+	"regexp"
 	"sync/atomic"
 )
 
@@ -38,11 +38,11 @@ type output struct {
 
 // The runtime prints why it could not start a process where the process would
 // have written. That is reported as an error and not as output.
-var runtimePrefix = []byte("runc run failed: ")
+var runtimePrefix = regexp.MustCompile(`^(runc run|exec) failed: `)
 
 func (o *output) Write(p []byte) (int, error) {
 	if !o.started.Load() {
-		if bytes.HasPrefix(p, runtimePrefix) && !exists(o.pidFile) {
+		if runtimePrefix.Match(p) && !exists(o.pidFile) {
 			return len(p), nil
 		}
 		o.started.Store(true)

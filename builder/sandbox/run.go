@@ -14,9 +14,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/containerd/continuity/fs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // A Process is one process to run in a container of its own.
@@ -29,9 +31,19 @@ type Process struct {
 	// Lowers are the directories of the image's layers, topmost first. There
 	// may be none. Upper gets what the process changes, in the form of
 	// overlayfs, and Work is the working directory that overlayfs wants on the
-	// same file system. What Upper has already is seen by the process.
+	// same file system. What Upper has already is seen by the process. Both may
+	// be left out with ReadOnlyRoot.
 	Lowers      []string
 	Upper, Work string
+
+	// Root, in place of Lowers, Upper and Work, is a directory that is the root
+	// file system already, such as an overlay that somebody else has mounted and
+	// that cannot be an overlay's upper directory. What Run has to make there for
+	// its mounts is removed in the end. With ReadOnlyRoot it is not touched.
+	Root string
+
+	// ReadOnlyRoot lets the process change nothing but what it has mounted.
+	ReadOnlyRoot bool
 
 	// Volatile skips flushing what the process wrote to disk, also where the
 	// process asks for it. It is much faster. Upper is then whole for anyone who
@@ -46,6 +58,18 @@ type Process struct {
 	Hostname   string   // empty means the first 12 characters of ID
 	ExtraHosts []string // NAME:ADDRESS, for /etc/hosts
 	Network    Mode     // empty means the Runner's
+
+	// Stdin is what the process reads until it ends. It is closed then, which
+	// must end a Read that is under way. Nil is an empty input.
+	Stdin io.ReadCloser
+
+	// Terminal, if not nil, is what the process runs on. Its output is that of
+	// Stdout, and Stderr gets none.
+	Terminal *Terminal
+
+	// Signals are sent to the process, from the time when it runs. It may be nil
+	// and may be closed.
+	Signals <-chan syscall.Signal
 
 	// Stdout and Stderr get the output as it comes. Nil discards it. They are
 	// called from different goroutines unless they are the same. An error stops
@@ -65,7 +89,15 @@ type Process struct {
 	Volumes []string
 
 	Limits  Limits
+	Ulimits []Ulimit
 	ShmSize int64 // of /dev/shm; 0 means 64 MiB
+
+	// Started, if not nil, is called once when the process runs.
+	Started func()
+
+	// OutOfMemory, if not nil, is called when the process has ended if the
+	// kernel killed it or one of its children for want of memory.
+	OutOfMemory func()
 
 	// Watch, if not nil, runs beside the process. An error stops the process,
 	// and Run returns it. The context is done when the process has ended; Run
@@ -75,9 +107,25 @@ type Process struct {
 
 // Limits are what a process and its children may use together. Zero is no limit.
 type Limits struct {
-	Memory int64 // bytes, without swap
+	Memory int64 // bytes
 	CPUs   float64
 	Pids   int64
+
+	// Swap is how many bytes of memory and swap together; -1 is no limit. Zero
+	// means no swap where Memory is limited.
+	Swap int64
+
+	CPUPeriod time.Duration // over which CPUs is counted; 0 means 100 ms
+	CPUShares uint64        // of the CPUs when there are too few; 0 means 1024
+	CPUSet    string        // CPUs to run on, such as 0-3,5; empty means all
+	MemorySet string        // memory nodes to use, likewise
+}
+
+// An Ulimit is a limit of each process of a container, such as nofile. -1 is
+// no limit.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
 }
 
 var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
@@ -86,21 +134,26 @@ func (p *Process) dir() string {
 	return path.Clean("/" + p.Dir)
 }
 
-// complete checks p and fills in what was left to us.
-func (p *Process) complete(def Mode) error {
+// name gives p an id.
+func (p *Process) name() {
 	if p.ID == "" {
 		var id [32]byte
 		rand.Read(id[:])
 		p.ID = hex.EncodeToString(id[:])
 	}
+}
+
+// complete checks p and fills in what was left to us.
+func (p *Process) complete(def Mode) error {
+	p.name()
 	if !validID.MatchString(p.ID) {
 		return fmt.Errorf("invalid id %q", p.ID)
 	}
 	if len(p.Args) == 0 {
 		return errors.New("no command")
 	}
-	if p.Upper == "" || p.Work == "" {
-		return errors.New("no upper or work directory")
+	if err := p.checkRoot(); err != nil {
+		return err
 	}
 	if p.Network == "" {
 		p.Network = def
@@ -129,17 +182,25 @@ func (r *Runner) Run(ctx context.Context, p Process) (int, error) {
 		return 0, err
 	}
 	defer leave()
+	if p.Stdin != nil {
+		defer p.Stdin.Close()
+	}
 	if err := p.complete(r.opts.Network); err != nil {
 		return 0, fmt.Errorf("run process: %w", err)
 	}
-	code, err := r.run(ctx, &p)
+	in, err := r.register(p.ID)
+	if err != nil {
+		return 0, err
+	}
+	defer r.forget(in)
+	code, err := r.run(ctx, &p, in)
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = context.Cause(ctx)
 	}
 	return code, err
 }
 
-func (r *Runner) run(ctx context.Context, p *Process) (code int, err error) {
+func (r *Runner) run(ctx context.Context, p *Process, in *instance) (code int, err error) {
 	if err := context.Cause(ctx); err != nil {
 		return 0, err
 	}
@@ -160,6 +221,8 @@ func (r *Runner) run(ctx context.Context, p *Process) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	in.begin(s)
+	defer in.end()
 	return r.execute(ctx, p, s)
 }
 
@@ -169,6 +232,10 @@ type bundle struct {
 	undo  []func(context.Context) error // last first
 	spec  *container
 	owned bool // dir is ours to remove
+
+	env      []string       // what was asked for
+	defaults []string       // what we add unless it is set
+	first    *specs.Process // the container's
 
 	inMemory bool // there is a directory in memory
 }
@@ -211,6 +278,9 @@ func (r *Runner) stage(ctx context.Context, p *Process) (*bundle, error) {
 		s.undo = append(s.undo, func(context.Context) error { r.network.release(ep); return nil })
 	}
 
+	if err := s.exposeMounts(ctx, p); err != nil {
+		return s, err
+	}
 	rootfs, mounts, err := s.mountRoot(ctx, p, &r.inits)
 	if err != nil {
 		return s, err
@@ -238,7 +308,7 @@ func (r *Runner) stage(ctx context.Context, p *Process) (*bundle, error) {
 	if err := s.prepareMounts(ctx, mounts); err != nil {
 		return s, err
 	}
-	env := newEnvironment(slices.Concat(p.Env, p.SecretEnv), p.Hostname, c.user.Home)
+	s.env = slices.Concat(p.Env, p.SecretEnv)
 	if r.opts.BuildCA != "" {
 		binds, err := stageCA(s.dir, r.opts.BuildCA, rootfs)
 		if err != nil {
@@ -246,11 +316,11 @@ func (r *Runner) stage(ctx context.Context, p *Process) (*bundle, error) {
 		}
 		c.binds = append(c.binds, binds...)
 		for _, name := range caVariables {
-			env.setDefault(name, caPath)
+			s.defaults = append(s.defaults, name+"="+caPath)
 		}
-		env.setDefault("APT_CONFIG", aptPath)
+		s.defaults = append(s.defaults, "APT_CONFIG="+aptPath)
 	}
-	c.env = env.list
+	c.env = s.environment(s.env, c.user.Home, p.Terminal)
 	return s, s.finish(ep)
 }
 
@@ -279,6 +349,7 @@ func (s *bundle) finish(ep *endpoint) error {
 	if err != nil {
 		return err
 	}
+	s.first = spec.Process
 	config, err := json.Marshal(spec)
 	if err != nil {
 		return err
@@ -308,6 +379,13 @@ func (s *bundle) writeConfig(config []byte) error {
 func (s *bundle) mountRoot(ctx context.Context, p *Process, inits *initPool) (string, []point, error) {
 	rootfs := filepath.Join(s.dir, "rootfs")
 	if err := os.Mkdir(rootfs, 0o755); err != nil {
+		return "", nil, err
+	}
+	if p.Root != "" {
+		list, err := s.bindRoot(p, rootfs)
+		return rootfs, list, err
+	}
+	if err := s.upper(p); err != nil {
 		return "", nil, err
 	}
 	below, err := inits.take(p.Lowers)

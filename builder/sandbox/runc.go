@@ -63,5 +63,5 @@ func runtimeError(logFile string) string {
 			last = entry.Msg
 		}
 	}
-	return strings.TrimPrefix(last, string(runtimePrefix))
+	return runtimePrefix.ReplaceAllString(last, "")
 }

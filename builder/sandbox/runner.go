@@ -32,7 +32,8 @@ type Runner struct {
 	stop    context.CancelCauseFunc
 	stopped context.Context // done once Close was called
 	running sync.WaitGroup
-	mu      sync.Mutex // between running.Add and stop
+	mu      sync.Mutex // between running.Add and stop, and of live
+	live    map[string]*instance
 }
 
 // New returns a Runner after it has removed what an earlier one left in the
@@ -79,6 +80,7 @@ func prepare(ctx context.Context, opts Options) (*Runner, error) {
 		return nil, err
 	}
 	r := &Runner{
+		live:    map[string]*instance{},
 		opts:    opts,
 		log:     opts.log(),
 		runcDir: filepath.Join(root, "runc"),

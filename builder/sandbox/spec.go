@@ -57,18 +57,20 @@ func (c *container) spec() (*specs.Spec, error) {
 	s := &specs.Spec{
 		Version:  "1.0.2",
 		Hostname: c.hostname,
-		Root:     &specs.Root{Path: c.rootfs},
+		Root:     &specs.Root{Path: c.rootfs, Readonly: c.process.ReadOnlyRoot},
 		Process: &specs.Process{
-			Args: c.process.Args,
-			Env:  c.env,
-			Cwd:  c.process.dir(),
-			User: c.specUser(),
+			Terminal: c.process.Terminal != nil,
+			Args:     c.process.Args,
+			Env:      c.env,
+			Cwd:      c.process.dir(),
+			User:     c.specUser(),
 			Capabilities: &specs.LinuxCapabilities{
 				Bounding:  capabilities,
 				Effective: capabilities,
 				Permitted: capabilities,
 			},
 			OOMScoreAdj: new(int),
+			Rlimits:     rlimits(c.process.Ulimits),
 		},
 		Mounts: c.mounts(),
 		Linux: &specs.Linux{
@@ -173,20 +175,56 @@ func (c *container) resources() *specs.LinuxResources {
 		r.Devices = append(r.Devices, rule)
 	}
 
-	limits := c.process.Limits
-	if limits.Memory > 0 {
-		r.Memory = &specs.LinuxMemory{Limit: &limits.Memory}
-		if c.swap {
-			r.Memory.Swap = &limits.Memory // memory and swap together: no swap
-		}
-	}
-	if limits.CPUs > 0 {
-		period := uint64(100_000)
-		quota := max(int64(limits.CPUs*float64(period)), 1000)
-		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
-	}
-	if limits.Pids > 0 {
-		r.Pids = &specs.LinuxPids{Limit: &limits.Pids}
+	r.Memory, r.CPU = c.process.Limits.memory(c.swap), c.process.Limits.cpu()
+	if pids := c.process.Limits.Pids; pids > 0 {
+		r.Pids = &specs.LinuxPids{Limit: &pids}
 	}
 	return r
+}
+
+// memory returns the configuration of the limits of memory, nil for none. Swap
+// can be limited where the kernel counts it.
+func (l Limits) memory(swap bool) *specs.LinuxMemory {
+	if l.Memory <= 0 && l.Swap == 0 {
+		return nil
+	}
+	m := &specs.LinuxMemory{}
+	if l.Memory > 0 {
+		m.Limit = &l.Memory
+	}
+	if l.Swap == 0 {
+		l.Swap = l.Memory // together: no swap
+	}
+	if swap {
+		m.Swap = &l.Swap
+	}
+	return m
+}
+
+// cpu is like memory.
+func (l Limits) cpu() *specs.LinuxCPU {
+	if l.CPUs <= 0 && l.CPUShares == 0 && l.CPUSet == "" && l.MemorySet == "" {
+		return nil
+	}
+	c := &specs.LinuxCPU{Cpus: l.CPUSet, Mems: l.MemorySet}
+	if l.CPUs > 0 {
+		period := uint64(100_000)
+		if l.CPUPeriod > 0 {
+			period = uint64(l.CPUPeriod.Microseconds())
+		}
+		quota := max(int64(l.CPUs*float64(period)), 1000)
+		c.Period, c.Quota = &period, &quota
+	}
+	if l.CPUShares > 0 {
+		c.Shares = &l.CPUShares
+	}
+	return c
+}
+
+func rlimits(list []Ulimit) []specs.POSIXRlimit {
+	var out []specs.POSIXRlimit
+	for _, u := range list {
+		out = append(out, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	return out
 }

@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 
-	"github.com/containerd/continuity/fs"
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 )
@@ -60,15 +59,11 @@ func (o optional) Close() error {
 }
 
 // openIn opens the regular file at path as a process in rootfs would: symbolic
-// links do not leave rootfs. Nothing may run in rootfs meanwhile. A file that is
-// missing is none; anything but a regular file is an error, for the runtime
-// would read from it, and might wait for ever.
+// links do not leave rootfs, also if somebody changes them meanwhile. A file
+// that is missing is none; anything but a regular file is an error, for the
+// runtime would read from it, and might wait for ever.
 func openIn(rootfs, path string) (optional, error) {
-	path, err := fs.RootPath(rootfs, path)
-	if err != nil {
-		return optional{}, nil // a loop of links, or a file for a directory
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := openBelow(rootfs, path, unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOTDIR):
 		return optional{}, nil
@@ -83,4 +78,24 @@ func openIn(rootfs, path string) (optional, error) {
 		return optional{}, errors.Join(err, f.Close())
 	}
 	return optional{f}, nil
+}
+
+// openBelow opens path as a process would whose root directory is dir.
+func openBelow(dir, path string, flags int) (*os.File, error) {
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(root)
+	how := &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for {
+		fd, err := unix.Openat2(root, path, how)
+		if err == nil {
+			return os.NewFile(uintptr(fd), path), nil
+		}
+		// The kernel could not be sure while somebody renamed something.
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+	}
 }
