@@ -12,16 +12,16 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/moby/buildkit/executor"
 
+	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/layercache"
 )
 
 // Options tunes an [Engine].
 type Options struct {
 	Cache    *layercache.Store
-	Root     string // directory of BuildKit's databases; made if it is missing
-	Executor executor.Executor
+	Root     string           // directory of BuildKit's databases; made if it is missing
+	Executor executor.Options // how steps run; Watch is the engine's
 
 	// Hosts says where an org's images come from, by the host in their name.
 	Hosts func(org string) docker.RegistryHosts

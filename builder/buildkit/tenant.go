@@ -41,6 +41,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/layercache"
 )
 
@@ -148,7 +149,7 @@ func (o *opener) workerOpt() (base.WorkerOpt, error) {
 	}
 	blobs := containerdsnapshot.NewContentStore(adopter{Store: o.store.Content, tenant: o.tenant}, o.store.Namespace)
 	return base.WorkerOpt{
-		ID: id, Root: o.dir, MetadataStore: records, Executor: o.engine.opts.Executor,
+		ID: id, Root: o.dir, MetadataStore: records, Executor: o.executor(),
 		Labels:       map[string]string{label.Executor: "slipway", label.Snapshotter: o.store.Snapshotter},
 		Platforms:    supported(),
 		Snapshotter:  containerdsnapshot.NewSnapshotter(o.store.Snapshotter, o.store.Snapshots, o.store.Namespace, nil),
@@ -157,6 +158,13 @@ func (o *opener) workerOpt() (base.WorkerOpt, error) {
 		GarbageCollect: o.store.Collect, ParallelismSem: semaphore.NewWeighted(int64(o.engine.opts.Parallel)),
 		MountPoolRoot: filepath.Join(o.dir, "mounts"), RegistryHosts: o.engine.opts.Hosts(o.org),
 	}, nil
+}
+
+// executor runs the org's steps; it is no other org's.
+func (o *opener) executor() *executor.Executor {
+	opts := o.engine.opts.Executor
+	opts.Watch = watch
+	return executor.New(opts)
 }
 
 // supported are the platforms of this machine: its own, and those that it can

@@ -110,11 +110,7 @@ type vertexExecutor struct{ vertex *vertex }
 // Run implements BuildKit's executor.
 func (e *vertexExecutor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
 	v := e.vertex
-	ctx, stop := v.watched(ctx)
-	rec, err := v.worker.WorkerOpt.Executor.Run(ctx, id, root, mounts, process, started)
-	if cause := stop(); err != nil && cause != nil {
-		err = cause
-	}
+	rec, err := v.worker.WorkerOpt.Executor.Run(context.WithValue(ctx, vertexKey{}, v), id, root, mounts, process, started)
 	if err != nil {
 		v.failed.Store(true)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/buildkit/cache"
 
+	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/builder/rootfs"
 	"github.com/slipwayhq/slipway/limits"
 )
@@ -20,42 +21,39 @@ const (
 	longPause  = 500 * time.Millisecond
 )
 
-// watched returns a context that ends when the step writes past the limit of a
-// build that waits for it, and what ends the watch and returns why it stopped
-// the step, nil if it did not.
-func (v *vertex) watched(ctx context.Context) (context.Context, func() error) {
+// vertexKey is under which a context has the [vertex] whose process runs.
+type vertexKey struct{}
+
+// watch stops a step that writes past the limit of the builds that wait for it:
+// it returns a *limits.SizeError.
+func watch(ctx context.Context, root executor.Root) error {
+	v, ok := ctx.Value(vertexKey{}).(*vertex)
+	if !ok || root.Upper == "" {
+		return nil // a process that leaves nothing
+	}
+	r := v.writes(ctx, root.Upper)
+	if r == nil {
+		return nil
+	}
+	most := v.worker.tenant.builds.limit(r.group)
+	if most < 0 {
+		return nil
+	}
+	g := &gauged{Gauge: rootfs.NewGauge(root.Upper), below: v.worker.below(r.parent), most: most}
+	return g.watch(ctx)
+}
+
+// writes returns the file system that has an upper directory.
+func (v *vertex) writes(ctx context.Context, upper string) *vertexRef {
 	v.mu.Lock()
 	refs := v.refs
 	v.mu.Unlock()
-	var g gauges
 	for _, r := range refs {
-		most := v.worker.tenant.builds.limit(r.group)
-		if most < 0 {
-			continue
-		}
-		if dir := v.worker.upper(ctx, r.MutableRef); dir != "" {
-			g = append(g, &gauged{Gauge: rootfs.NewGauge(dir), below: v.worker.below(ctx, r.parent), most: most})
+		if v.worker.upper(ctx, r.MutableRef) == upper {
+			return r
 		}
 	}
-	if len(g) == 0 {
-		return ctx, func() error { return nil }
-	}
-	ctx, stop := context.WithCancelCause(ctx)
-	done := make(chan error, 1)
-	look, end := context.WithCancel(ctx)
-	go func() {
-		err := g.watch(look)
-		if err != nil {
-			stop(err)
-		}
-		done <- err
-	}()
-	return ctx, func() error {
-		end()
-		err := <-done
-		stop(nil)
-		return err
-	}
+	return nil
 }
 
 // upper is the directory that a file system in the making writes to; "" if
@@ -105,8 +103,6 @@ func lowersOf(mounts []mount.Mount) []string {
 	return nil
 }
 
-type gauges []*gauged
-
 // A gauged directory is one that a step writes to.
 type gauged struct {
 	*rootfs.Gauge
@@ -116,7 +112,7 @@ type gauged struct {
 
 // watch looks until ctx is done, and returns a *limits.SizeError when there is
 // too much.
-func (g gauges) watch(ctx context.Context) error {
+func (d *gauged) watch(ctx context.Context) error {
 	timer := time.NewTimer(shortPause)
 	defer timer.Stop()
 	for {
@@ -126,10 +122,8 @@ func (g gauges) watch(ctx context.Context) error {
 		case <-timer.C:
 		}
 		begun := time.Now()
-		for _, d := range g {
-			if err := d.measure(ctx); err != nil {
-				return err
-			}
+		if err := d.measure(ctx); err != nil {
+			return err
 		}
 		timer.Reset(min(max(shortPause, 10*time.Since(begun)), longPause))
 	}
@@ -151,7 +145,7 @@ func (d *gauged) measure(ctx context.Context) error {
 
 // below returns what tells how much a step began with: the sum of the ledgers
 // of the layers that have one. It is no more than the step really began with.
-func (w *worker) below(_ context.Context, parent cache.ImmutableRef) func(context.Context) int64 {
+func (w *worker) below(parent cache.ImmutableRef) func(context.Context) int64 {
 	if parent == nil {
 		return func(context.Context) int64 { return 0 }
 	}
