@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
@@ -307,9 +306,10 @@ func (d *daemon) localBase(name string) base.Repository {
 // destination opens the repositories that images go to.
 func (d *daemon) destination() builder.Destination {
 	transport, hosts := pushd.NewTransport(), pushd.NewHosts()
-	return func(_ context.Context, name, app string, auth func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
+	return func(_ context.Context, p builder.Place) (builder.Remote, error) {
+		name := p.Name
 		if name == "" {
-			name = d.host + "/" + app
+			name = d.host + "/" + p.App
 		}
 		if host, path, ok := cutHost(name); ok && d.isLocal(host) {
 			repo, err := d.registry.Repository(path)
@@ -319,7 +319,7 @@ func (d *daemon) destination() builder.Destination {
 			return builder.Remote{Target: pushd.NewLocal(name, repo, d.dir("tmp")), Name: name}, nil
 		}
 		t, err := pushd.NewHTTP(name, &pushd.HTTPOptions{
-			Auth: auth, Transport: transport, Insecure: d.mayBePlain(name), Hosts: hosts, Journal: d.uploads,
+			Auth: p.Auth, Transport: transport, Insecure: p.Insecure || d.mayBePlain(name), Hosts: hosts, Journal: d.uploads,
 		})
 		if err != nil {
 			return builder.Remote{}, err
