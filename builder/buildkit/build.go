@@ -85,6 +85,9 @@ type build struct {
 	job     *builder.Job
 	app     string
 	session string
+	owner   string          // of the session
+	still   bool            // no layer is made or pushed before the image is known
+	client  *solve          // of a client of BuildKit's API; nil if it is a deploy
 	view    *view           // of the context; nil if the client's session has it
 	ctx     context.Context // of the build, with its lease
 	stop    context.CancelCauseFunc
@@ -98,6 +101,7 @@ type build struct {
 	blobs  map[digest.Digest]*layer.Pending // that the push has
 	ledger chainLedger
 	image  *builder.Image
+	named  map[string]func() // sessions that were asked for, to be given up
 }
 
 // fail ends the build for a reason of its own, such as the limit.
@@ -120,13 +124,16 @@ func (b *build) end() {
 func (b *build) offer(p *layer.Pending) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.over {
+	if !b.over && !b.still {
 		b.job.Layer(p)
 	}
 }
 
 // offered notes which blob a layer that the push has turned out to be.
 func (b *build) offered(d digest.Digest, p *layer.Pending) {
+	if b.still {
+		return
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.blobs[d] = p
@@ -201,7 +208,7 @@ func (b *build) layers(ctx context.Context, ref cache.ImmutableRef) ([]*layer.La
 
 // push offers a finished layer that the push lacks.
 func (b *build) push(l *layer.Layer) error {
-	if b.has(l.Descriptor.Digest) {
+	if b.still || b.has(l.Descriptor.Digest) {
 		return nil
 	}
 	blob, err := b.tenant.cache.Blob(b.ctx, l.Descriptor.Digest)

@@ -8,8 +8,10 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/session"
 
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
+	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/rootfs"
 	"github.com/slipwayhq/slipway/limits"
 )
@@ -40,7 +42,21 @@ func watch(ctx context.Context, root executor.Root) error {
 		return nil
 	}
 	g := &gauged{Gauge: rootfs.NewGauge(root.Upper), below: v.worker.below(r.parent), most: most}
-	return g.watch(ctx)
+	err := g.watch(ctx)
+	if err != nil {
+		v.refused(r.group, err)
+	}
+	return err
+}
+
+// refused ends the builds of clients that wait for a step which was stopped. A
+// client's frontend may make of the step's error what it likes.
+func (v *vertex) refused(g session.Group, err error) {
+	for _, b := range v.worker.tenant.builds.of(g) {
+		if b.client != nil {
+			_ = b.fail(failure.At(err, failure.Build, b.lines.of(v.digest).Line))
+		}
+	}
 }
 
 // writes returns the file system that has an upper directory.

@@ -53,6 +53,7 @@ type daemon struct {
 	records  *records.Store
 	runner   *sandbox.Runner
 	buildkit *buildkit.Engine
+	api      *buildkit.API
 	tls      *tls.Config
 	grpcAddr net.Listener
 	httpAddr net.Listener
@@ -282,6 +283,7 @@ func (d *daemon) openServer(ctx context.Context) error {
 		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
+	d.openAPI(b)
 	return d.server.Recover(ctx)
 }
 
@@ -346,6 +348,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	g := grpc.NewServer(opts...)
 	d.server.Register(g)
+	d.api.Register(g)
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
 
 	var running sync.WaitGroup
@@ -381,8 +384,9 @@ func (d *daemon) serve(ctx context.Context) error {
 func (d *daemon) drain(g *grpc.Server, stopWork context.CancelFunc, workers *sync.WaitGroup) {
 	d.server.Drain()
 	stopWork()
-	hard := time.AfterFunc(d.config.drainTimeout, d.server.Stop)
+	hard := time.AfterFunc(d.config.drainTimeout, func() { d.server.Stop(); d.api.Stop() })
 	defer hard.Stop()
+	d.api.Drain()
 	workers.Wait()
 	ended := make(chan struct{})
 	go func() { g.GracefulStop(); close(ended) }()
