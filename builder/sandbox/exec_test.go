@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/slipwayhq/slipway/builder/sandbox"
 )
 
@@ -136,53 +138,48 @@ func TestExecRefused(t *testing.T) {
 	}
 }
 
-// A container that is being made is waited for, and one that comes to nothing
-// is not.
+// A container that is being made is waited for, also when it comes to nothing.
 func TestExecWaits(t *testing.T) {
-	r := sharedRunner(t)
+	// Who opens it waits for who writes to it.
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := unix.Mkfifo(ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newRunner(t, sandbox.Options{Network: sandbox.None, BuildCA: ca})
 	for _, tc := range []struct {
-		name   string
-		set    func(*sandbox.Process)
-		script string
-		ok     bool
+		name string
+		set  func(*sandbox.Process)
+		ok   bool
 	}{
-		{"runs", func(*sandbox.Process) {}, hold, true},
-		{"cannot start", func(p *sandbox.Process) { p.Args = []string{"nope"} }, "", false},
-		{"cannot be made", func(p *sandbox.Process) { p.User = "ghost" }, "", false},
+		{"runs", func(*sandbox.Process) {}, true},
+		{"cannot start", func(p *sandbox.Process) { p.Args = []string{"nope"} }, false},
+		{"cannot be made", func(p *sandbox.Process) { p.ExtraHosts = []string{"x"} }, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			p := step(t, tc.script)
+			p := step(t, hold)
 			p.ID = "awaited"
 			tc.set(&p)
 			ctx, cancel := context.WithCancel(t.Context())
-			// The mount is where the container is neither made nor failed.
-			reached, goOn := make(chan struct{}), make(chan struct{})
-			p.Terminal = nil
-			p.Mounts = append(p.Mounts, sandbox.Mount{Target: "/fifo", Source: t.TempDir()})
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				close(reached)
-				<-goOn
-				_, _ = r.Run(ctx, p)
-			}()
-			<-reached
-			close(goOn)
-			var err error
-			for begin := time.Now(); ; { // until it is known at all
-				_, err = r.Exec(ctx, command("awaited", "true"))
-				if err == nil || !tc.ok {
-					break
-				}
-				if time.Since(begin) > 30*time.Second {
-					break
-				}
+			var running sync.WaitGroup
+			running.Go(func() { _, _ = r.Run(ctx, p) })
+			making, err := os.OpenFile(ca, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
 			}
+			result := make(chan error, 1)
+			running.Go(func() {
+				_, err := r.Exec(ctx, command("awaited", "true"))
+				result <- err
+			})
+			if err := making.Close(); err != nil {
+				t.Error(err)
+			}
+			err = <-result
 			if tc.ok != (err == nil) || !tc.ok && !errors.Is(err, sandbox.ErrNotRunning) {
 				t.Errorf("error %v", err)
 			}
 			cancel()
-			<-done
+			running.Wait()
 		})
 	}
 }
