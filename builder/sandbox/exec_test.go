@@ -194,7 +194,7 @@ func TestExecEnds(t *testing.T) {
 
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cause := errors.New("user has left")
-	c := command("ending", strings.ReplaceAll(stubborn, "1000", "5432"))
+	c := command("ending", "trap '' TERM; (setsid sleep 5432 &); sh -c 'sleep 5433; true' & echo up; wait")
 	c.Stdout = writerFunc(func(b []byte) (int, error) { cancel(cause); return len(b), nil })
 	begin := time.Now()
 	if _, err := r.Exec(ctx, c); !errors.Is(err, cause) {
@@ -202,6 +202,11 @@ func TestExecEnds(t *testing.T) {
 	}
 	if d := time.Since(begin); d > 30*time.Second {
 		t.Errorf("took %v to stop", d)
+	}
+	for begin := time.Now(); processes(t, "5433"); { // they were sent a signal
+		if time.Since(begin) > 30*time.Second {
+			t.Fatal("a child of the stopped process still runs")
+		}
 	}
 	if out, code := execute(t, r, command("ending", "echo alive")); out != "alive\n" || code != 0 {
 		t.Errorf("afterwards: %q, %d", out, code)
