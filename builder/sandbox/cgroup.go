@@ -50,6 +50,31 @@ func findCgroups(parent string) (cgroups, error) {
 	return c, nil
 }
 
+// prepare makes the parent. In version 2 that is how to see what can be limited.
+func (c *cgroups) prepare() error {
+	if !c.unified {
+		return nil
+	}
+	dir := cgroupRoot
+	for name := range strings.SplitSeq(strings.Trim(c.parent, "/"), "/") {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
+			return err
+		}
+		dir = filepath.Join(dir, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+	}
+	c.swap = limitsSwap(dir)
+	return nil
+}
+
+// limitsSwap reports whether dir, a group of version 2, can limit swap. Kernels
+// built without swap cannot, and runc fails when it is told to.
+func limitsSwap(dir string) bool {
+	return exists(filepath.Join(dir, "memory.swap.max")) || !exists(filepath.Join(dir, "memory.max"))
+}
+
 // missing returns the controllers of limits that the machine lacks.
 func (c *cgroups) missing() []string {
 	have := c.options

@@ -32,7 +32,7 @@ func contained(root string) {
 		Upper:  filepath.Join(root, "upper"),
 		Work:   filepath.Join(root, "work"),
 		Args: []string{"/bin/busybox", "sh", "-c", `cd /sys/fs/cgroup
-			cat memory.max pids.max cpu.max 2>/dev/null ||
+			cat memory.max pids.max cpu.max 2>/dev/null && { cat memory.swap.max 2>/dev/null || echo 0; } ||
 			cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us`},
 		Limits: sandbox.Limits{Memory: 32 << 20, CPUs: 0.5, Pids: 6},
 		Stdout: os.Stdout,
@@ -72,7 +72,7 @@ func TestInContainer(t *testing.T) {
 		})
 		begin = "echo 0 >" + group + `/cgroup.procs && exec unshare --cgroup --mount sh -c '
 			umount /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"' sh "$@"`
-		limits = "33554432\n6\n50000 100000\n"
+		limits = "33554432\n6\n50000 100000\n0\n"
 	}
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", begin, "sh", os.Args[0])
 	cmd.Env = append(os.Environ(), containedRoot+"="+root)
