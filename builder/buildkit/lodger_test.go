@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff/apply"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/log"
@@ -47,6 +48,7 @@ type worker struct {
 
 	released int // calls of ReleaseUnreferenced
 	leave    func()
+	close    func()
 
 	// BuildKit's DiskUsage reads without a lock what making a ref final writes,
 	// which the race detector reports: under it the two take turns.
@@ -76,7 +78,7 @@ func openStore(t testing.TB, opts layercache.Options) *layercache.Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { fatal(t, s.Close()) })
+	t.Cleanup(func() { fatal(t, s.Close()) }) // again does nothing
 	return s
 }
 
@@ -104,15 +106,12 @@ func openWorker(t testing.TB, c *layercache.Cache, root string) *worker {
 		return nil
 	}}
 	w.leave = c.Lodge(w)
-	t.Cleanup(w.close(t))
-	return w
-}
-
-func (w *worker) close(t testing.TB) func() {
-	return sync.OnceFunc(func() {
+	w.close = sync.OnceFunc(func() {
 		w.leave()
 		fatal(t, w.Manager.Close())
 	})
+	t.Cleanup(w.close)
+	return w
 }
 
 // layer makes a ref with one file on top of parent, which may be nil. The
@@ -399,6 +398,83 @@ func TestCeiling(t *testing.T) {
 	release(t, held)
 }
 
+// What a merged ref has by links to others is on the disk once, and counted so.
+func TestMergedCountsOnce(t *testing.T) {
+	s := openStore(t, layercache.Options{})
+	w := openWorker(t, s.Org("acme"), t.TempDir())
+	base := w.mustLayer(t, nil, "shop", "base", "base")
+	side := w.mustLayer(t, nil, "shop", "side", strings.Repeat("s", 1_000_000))
+	merged, err := w.Merge(t.Context(), []cache.ImmutableRef{base, side}, nil, cache.CachePolicyRetain)
+	fatal(t, err)
+	fatal(t, merged.Extract(t.Context(), nil))
+	release(t, base, side, merged)
+	p, err := s.Prune(t.Context(), layercache.PruneOptions{All: true})
+	if err != nil || p.Records != 3 || p.Bytes < 1_000_000 || p.Bytes > 1_100_000 {
+		t.Errorf("pruned %+v, %v; want 3 records of 1 MB", p, err)
+	}
+}
+
+// A ref that is written to again and again, such as a cache mount, counts and
+// goes with its directory.
+func TestMutable(t *testing.T) {
+	root := t.TempDir()
+	s := openStore(t, layercache.Options{Root: root})
+	w := openWorker(t, s.Org("acme"), t.TempDir())
+	m, err := w.New(t.Context(), nil, nil, cache.CachePolicyRetain, cache.WithRecordType(client.UsageRecordTypeCacheMount), cache.WithDescription("layer mount"))
+	fatal(t, err)
+	fatal(t, setApp(m, "shop"))
+	for _, size := range []int{100_000, 500_000} {
+		fatal(t, mounted(t.Context(), m, false, func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "file"), make([]byte, size), 0o600)
+		}))
+		if r := w.byName(t)["mount"]; !r.InUse {
+			t.Errorf("%+v is not in use", r)
+		}
+		fatal(t, m.Release(t.Context()))
+		if r := w.byName(t)["mount"]; r.InUse || r.Bytes < int64(size) || r.Loose != r.Bytes || !slices.Equal(r.Apps, []string{"shop"}) {
+			t.Errorf("with %d bytes: %+v", size, r)
+		}
+		m, err = w.GetMutable(t.Context(), m.ID())
+		fatal(t, err)
+	}
+	fatal(t, m.Release(t.Context()))
+	p, err := s.Prune(t.Context(), layercache.PruneOptions{App: "shop", All: true})
+	if err != nil || p.Records != 1 || p.Bytes < 500_000 {
+		t.Errorf("pruned %+v, %v", p, err)
+	}
+	wantEmpty(t, root)
+}
+
+// After the machine went down the worker's databases are void. Once they are
+// thrown away nothing of before is left.
+func TestNewGeneration(t *testing.T) {
+	root, dir := t.TempDir(), t.TempDir()
+	s := openStore(t, layercache.Options{Root: root})
+	before := s.Generation()
+	w := openWorker(t, s.Org("acme"), dir)
+	ref := w.mustLayer(t, nil, "shop", "layer", "layer")
+	fatal(t, w.whole(t.Context(), ref, map[string]string{"layer": "layer"}))
+	release(t, ref)
+	w.close()
+	fatal(t, s.Close())
+	fatal(t, os.WriteFile(filepath.Join(root, "open"), []byte("another start"), 0o600))
+
+	s = openStore(t, layercache.Options{Root: root})
+	if s.Generation() == before {
+		t.Fatal("the generation is the one of before")
+	}
+	c := s.Org("acme")
+	fatal(t, os.Remove(filepath.Join(dir, "metadata_v2.db")))
+	fatal(t, c.Containerd().Forget(t.Context()))
+	w = openWorker(t, c, dir)
+	w.want(t)
+	fatal(t, s.Collect(t.Context()))
+	wantEmpty(t, root)
+	ref = w.mustLayer(t, nil, "shop", "again", "again")
+	fatal(t, w.whole(t.Context(), ref, map[string]string{"again": "again"}))
+	release(t, ref)
+}
+
 // No ref that somebody holds loses a file or a blob, whatever is collected,
 // pruned and evicted meanwhile.
 func TestHeldStaysWhole(t *testing.T) {
@@ -498,7 +574,7 @@ func (w *worker) build(ctx context.Context, name string) (err error) {
 			return err
 		}
 	}
-	side, err := w.layer(ctx, nil, "app "+name, "side", name)
+	side, err := w.unpacked(ctx, "app "+name, "side", name)
 	if err != nil {
 		return fmt.Errorf("side of %s: %w", name, err)
 	}
@@ -510,6 +586,42 @@ func (w *worker) build(ctx context.Context, name string) (err error) {
 	}
 	files["side"] = name
 	return errors.Join(w.whole(ctx, merged, files), merged.Release(ctx))
+}
+
+// unpacked makes a ref as a pull does: of a blob that a lease holds.
+func (w *worker) unpacked(ctx context.Context, app, name, data string) (cache.ImmutableRef, error) {
+	ctd := w.c.Containerd()
+	lm := leaseutil.WithNamespace(ctd.Leases, ctd.Namespace)
+	lease, err := lm.Create(ctx, leases.WithRandomID())
+	if err != nil {
+		return nil, err
+	}
+	defer lm.Delete(context.WithoutCancel(ctx), lease)
+	ref, err := w.layer(ctx, nil, app, name, data)
+	if err != nil {
+		return nil, err
+	}
+	w.final.RLock()
+	defer w.final.RUnlock()
+	remotes, err := ref.GetRemotes(ctx, true, config.RefConfig{Compression: compression.New(compression.Gzip)}, false, nil)
+	if err != nil {
+		return nil, errors.Join(err, ref.Release(ctx))
+	}
+	desc := remotes[0].Descriptors[0]
+	if err := lm.AddResource(ctx, lease, leases.Resource{Type: "content", ID: desc.Digest.String()}); err != nil {
+		return nil, errors.Join(err, ref.Release(ctx))
+	}
+	if err := ref.Release(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := w.Evict(ctx, []string{ref.ID()}); err != nil {
+		return nil, err
+	}
+	of, err := w.GetByBlob(ctx, desc, nil, cache.CachePolicyRetain)
+	if err != nil {
+		return nil, err
+	}
+	return of, of.Extract(ctx, nil)
 }
 
 // classic keeps a layer and a snapshot of its own, and lets go.
