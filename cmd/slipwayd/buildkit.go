@@ -42,6 +42,14 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 	return nil
 }
 
+// openLodgers opens what of BuildKit keeps things of an org in the cache.
+func (d *daemon) openLodgers(ctx context.Context, org string) error {
+	if d.buildkit == nil {
+		return nil // the daemon is starting: nobody can have asked yet but for room
+	}
+	return d.buildkit.Open(ctx, org)
+}
+
 // outward is how the daemon reaches what builds name: by the rules that bind
 // their steps.
 func (d *daemon) outward() (http.RoundTripper, classic.Dial) {
