@@ -21,6 +21,7 @@ type slipway struct {
 	daemon  *process
 	foreign *registry // nil if there is none beside it
 	away    bool      // images go to the foreign registry
+	solver  bool      // BuildKit's solver builds
 	grpc    string
 	web     string
 	token   string
@@ -32,6 +33,16 @@ type slipway struct {
 // registry over HTTP, as the peers' do, and the base comes from there.
 func openSlipway(foreign bool) func(context.Context, setup) (tool, error) {
 	return func(ctx context.Context, s setup) (tool, error) { return startSlipway(ctx, s, foreign, foreign) }
+}
+
+// openSlipwayBuildKit starts slipwayd, for deploys with --buildkit.
+func openSlipwayBuildKit(ctx context.Context, s setup) (tool, error) {
+	t, err := startSlipway(ctx, s, false, false)
+	if err != nil {
+		return nil, err
+	}
+	t.solver = true
+	return t, nil
 }
 
 // startSlipway starts slipwayd, with a foreign registry beside it, to which it
@@ -109,6 +120,9 @@ type slipwayResult struct {
 
 func (t *slipway) deploy(ctx context.Context, j job) (sample, error) {
 	args := []string{j.dir, "-a", j.app, "--compression", t.compression}
+	if t.solver {
+		args = append(args, "--buildkit")
+	}
 	switch {
 	case j.local:
 		args = append(args, "--build-only")
