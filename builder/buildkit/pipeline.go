@@ -99,7 +99,7 @@ func (p *plan) Build(ctx context.Context) (*builder.Image, error) {
 	defer b.stop(nil)
 	err = b.solve(s)
 	b.end()
-	b.events.end()
+	b.events.end(err == nil)
 	if cause := context.Cause(b.ctx); cause != nil && err != nil {
 		return nil, cause
 	}
@@ -111,7 +111,10 @@ func (p *plan) Build(ctx context.Context) (*builder.Image, error) {
 
 // newBuild returns a build that asks the session for what it needs.
 func newBuild(ctx context.Context, t *tenant, job *builder.Job, session string) *build {
-	b := &build{tenant: t, job: job, app: job.App, session: session, blobs: map[digest.Digest]*layer.Pending{}}
+	b := &build{
+		tenant: t, job: job, app: job.App, session: session,
+		blobs: map[digest.Digest]*layer.Pending{}, own: map[digest.Digest]bool{}, making: map[digest.Digest]chan struct{}{},
+	}
 	b.ctx, b.stop = context.WithCancelCause(ctx)
 	b.events = newEvents(b)
 	return b
@@ -210,14 +213,4 @@ func (b *build) result() (*builder.Image, error) {
 		Bytes: uint64(img.RootFS), Limit: uint64(max(0, b.job.MaxSize)),
 	}}})
 	return img, nil
-}
-
-// place gives layers their lines in the Dockerfile, where the config names the
-// instruction that made them.
-func (b *build) place(layers []*layer.Layer) {
-	for _, l := range layers {
-		if l.Origin.Line == 0 {
-			l.Origin = b.lines.like(l.CreatedBy, l.Origin)
-		}
-	}
 }
