@@ -46,7 +46,8 @@ var arrows = map[string][]string{
 	"builder/classic":  {"builder", "buildctx", "layercache", "limits", "proto"},
 	"builder/prebuilt": {"builder", "buildctx", "layercache", "limits", "proto", "pushd"},
 
-	"builder/stepcache": {"layercache"},
+	"builder/stepcache":        {"layercache"},
+	"builder/classic/casetest": {},
 
 	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
 	"server/records": {},
