@@ -120,21 +120,27 @@ func (t *slipway) deploy(ctx context.Context, j job) (sample, error) {
 
 // run runs slipway deploy.
 func (t *slipway) run(ctx context.Context, args ...string) (sample, error) {
+	s, _, err := t.output(ctx, args...)
+	return s, err
+}
+
+// output runs slipway deploy and returns the JSON lines that it printed.
+func (t *slipway) output(ctx context.Context, args ...string) (sample, []byte, error) {
 	args = append([]string{"deploy", "--addr", t.grpc, "--json"}, args...)
 	cmd := exec.CommandContext(ctx, t.bin.path("slipway"), args...)
 	cmd.Env = environ("SLIPWAY_API_TOKEN="+t.token, "SLIPWAY_LOGIN_FILE="+filepath.Join(t.dir, "login.json"),
 		"XDG_CACHE_HOME="+filepath.Join(t.dir, "client"), "DOCKER_CONFIG="+filepath.Join(t.dir, "docker"))
 	s, stdout, _, err := gauge{daemons: t.daemons()}.measure(ctx, cmd)
 	if err != nil {
-		return s, err
+		return s, nil, err
 	}
 	lines := slices.Collect(bytes.Lines(stdout))
 	if len(lines) == 0 {
-		return s, errors.New("slipway deploy printed nothing")
+		return s, nil, errors.New("slipway deploy printed nothing")
 	}
 	var res slipwayResult
 	if err := json.Unmarshal(lines[len(lines)-1], &res); err != nil || res.Type != "result" {
-		return s, fmt.Errorf("slipway deploy: the last line is no result (%w): %s", err, lines[len(lines)-1])
+		return s, nil, fmt.Errorf("slipway deploy: the last line is no result (%w): %s", err, lines[len(lines)-1])
 	}
 	s.Sent, s.Pushed = res.Context.SentBytes, res.WireBytes
 	s.Phases = map[string]float64{}
@@ -142,7 +148,7 @@ func (t *slipway) run(ctx context.Context, args ...string) (sample, error) {
 		s.Phases[k] = ms / 1000
 	}
 	t.last = res.Image
-	return s, nil
+	return s, stdout, nil
 }
 
 // verify reads the image from the registry itself, not through a slow link.
