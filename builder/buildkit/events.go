@@ -95,6 +95,9 @@ func (b *build) learn(def *pb.Definition) {
 			continue
 		}
 		s := &step{digest: digest.Digest(d), PlannedStep: &slipwayv1.PlannedStep{Stage: match[1], Source: match[4]}}
+		if s.image() { // people have not written its digest
+			s.Source, _, _ = strings.Cut(s.Source, "@")
+		}
 		s.Number, s.Total = number(match[2]), number(match[3])
 		s.Line, s.EndLine = lineRange(def, d)
 		found = append(found, s)
@@ -191,7 +194,19 @@ func (e *events) left(v digest.Digest) {
 	if s := e.byDigest[v]; s != nil {
 		s.ran = true
 	}
+	// What it stands on has come to an end, too: BuildKit says so of the image
+	// that all begin with only when nobody may want it any more.
+	for d := v; d != ""; d = e.build.lines.under(d) {
+		if s := e.byDigest[d]; s != nil && s.image() && !s.started.IsZero() {
+			s.cached = !s.pulled
+			s.completed = time.Now()
+			e.done(s)
+		}
+	}
 }
+
+// image reports whether the step is the begin of a stage.
+func (s *step) image() bool { return strings.HasPrefix(s.Source, "FROM ") }
 
 // status takes what BuildKit tells.
 func (e *events) status(st *client.SolveStatus) {
