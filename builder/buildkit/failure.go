@@ -74,6 +74,12 @@ var kinds = []struct {
 	text string
 	failure.Error
 }{
+	{"CDI device", failure.Error{Code: failure.PermissionDenied, Blame: failure.User, Hint: "leave the device out; steps see none of the daemon's"}},
+	{"git sources are not supported", failure.Error{Code: failure.NotSupported, Blame: failure.User}},
+	{"not supported on this daemon", failure.Error{Code: failure.NotSupported, Blame: failure.User}},
+	{"a proxied network is not supported", failure.Error{Code: failure.NotSupported, Blame: failure.User}},
+	{"invalid frontend", failure.Error{Code: failure.InvalidArgument, Blame: failure.User, Hint: "use dockerfile.v0, or gateway.v0 with an image"}},
+	{"no active session", failure.Error{Code: failure.ClientLost, Blame: failure.User, Hint: "the client that had the files is gone"}},
 	{"dockerfile parse error", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "see the Dockerfile reference for the instruction"}},
 	{"unknown instruction", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "see the Dockerfile reference for the instruction"}},
 	{"target stage", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "name one of the Dockerfile's stages"}},
