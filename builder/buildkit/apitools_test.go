@@ -8,6 +8,8 @@ import (
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/grpchijack"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/metadata"
 )
@@ -46,3 +48,6 @@ func endOf(t *testing.T, c *client.Client, id string) error {
 	_, err := sessionStream(ctx, t, c, id).Recv()
 	return err
 }
+
+// dialer joins sessions as clients do.
+func dialer(c *client.Client) session.Dialer { return grpchijack.Dialer(c.ControlClient()) }

@@ -68,12 +68,20 @@ func message(err error) string {
 // checksum is how BuildKit says that a file is not there.
 var checksum = regexp.MustCompile(`^failed to compute cache key: failed to calculate checksum of ref \S+: (.*)$`)
 
+// lies are what a client says of its files that cannot be.
+var lies = failure.Error{Code: failure.ContextInvalid, Blame: failure.User, Hint: "the client sent what is no tree of files; update it"}
+
 // kinds of errors that BuildKit has no type for, by what is in their text. The
 // first that fits is it.
 var kinds = []struct {
 	text string
 	failure.Error
 }{
+	{"escape check ", lies},
+	{"changes out of order", lies},
+	{"absolute path /", lies},
+	{"invalid link ", lies},
+	{"invalid file request ", lies},
 	{"CDI device", failure.Error{Code: failure.PermissionDenied, Blame: failure.User, Hint: "leave the device out; steps see none of the daemon's"}},
 	{"git sources are not supported", failure.Error{Code: failure.NotSupported, Blame: failure.User}},
 	{"not supported on this daemon", failure.Error{Code: failure.NotSupported, Blame: failure.User}},

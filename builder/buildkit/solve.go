@@ -95,7 +95,8 @@ func (s *solve) start() (*slipwayv1.Start, error) {
 		if e.Type != client.ExporterImage {
 			continue
 		}
-		spec, err := newImageSpec(e.Attrs)
+		delete(e.Attrs, attrBuild)
+		spec, _, err := loadImage(s.ctx, e.Attrs)
 		if err != nil {
 			return nil, err
 		}
