@@ -74,7 +74,7 @@ func peerUID(c *net.UnixConn) (uid int, err error) {
 
 // peerPrincipal returns whom a call without a token is from, as its connection
 // tells.
-func peerPrincipal(ctx context.Context, now time.Time) (tokens.Principal, error) {
+func peerPrincipal(ctx context.Context) (tokens.Principal, error) {
 	connection, ok := peer.FromContext(ctx)
 	if !ok {
 		return tokens.Principal{}, noToken()
@@ -95,7 +95,7 @@ func peerPrincipal(ctx context.Context, now time.Time) (tokens.Principal, error)
 	if err != nil {
 		return tokens.Principal{}, unauthorized(err.Error(), err)
 	}
-	if p.Expired(now) { // since the connection began
+	if p.Expired(time.Now()) { // since the connection began
 		return tokens.Principal{}, unauthorized(fmt.Sprintf("the %s, or an authority that it rests on, expired on %s", p.Name, p.Expires.UTC().Format(time.RFC3339)), tokens.ErrExpired)
 	}
 	return p, nil
