@@ -36,19 +36,21 @@ var arrows = map[string][]string{
 	"pushd/compress":   {},
 
 	// builder joins the stages; what a pipeline stands on does not know it.
-	"builder":                   {"buildctx", "layercache", "limits", "pushd", "proto"},
-	"builder/failure":           {"limits"},
-	"builder/rootfs":            {},
-	"builder/thread":            {},
-	"builder/sandbox":           {"builder/thread"},
-	"builder/gitfetch":          {"builder/rootfs", "builder/thread"},
-	"builder/buildkit/executor": {"builder/sandbox"},
-	"builder/layer":             {"builder/failure", "builder/rootfs", "layercache", "limits", "pushd"},
-	"builder/base":              {"builder/failure", "builder/layer", "layercache", "limits"},
-	"builder/classic":           {"builder", "buildctx", "layercache", "limits", "proto"},
-	"builder/prebuilt":          {"builder", "buildctx", "layercache", "limits", "proto", "pushd"},
+	"builder":          {"buildctx", "layercache", "limits", "pushd", "proto"},
+	"builder/failure":  {"limits"},
+	"builder/rootfs":   {},
+	"builder/thread":   {},
+	"builder/sandbox":  {"builder/thread"},
+	"builder/gitfetch": {"builder/rootfs", "builder/thread"},
+	"builder/layer":    {"builder/failure", "builder/rootfs", "layercache", "limits", "pushd"},
+	"builder/base":     {"builder/failure", "builder/layer", "layercache", "limits"},
+	"builder/classic":  {"builder", "buildctx", "layercache", "limits", "proto"},
+	"builder/prebuilt": {"builder", "buildctx", "layercache", "limits", "proto", "pushd"},
 
-	"builder/stepcache": {"layercache"},
+	"builder/stepcache":        {"layercache"},
+	"builder/classic/casetest": {},
+
+	"builder/buildkit/executor": {"builder/sandbox"},
 
 	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
 	"server/records": {},

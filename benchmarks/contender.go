@@ -53,6 +53,7 @@ const (
 	slipwayGzip     = "slipway-gzip"
 	slipwayRegistry = "slipway-registry-gzip"
 	slipwayZstd     = "slipway-zstd"
+	slipwayBuildKit = "slipway-buildkit-gzip"
 	buildkitGzip    = "buildkit-gzip"
 	buildkitZstd    = "buildkit-zstd"
 	docker          = "docker"
@@ -68,6 +69,7 @@ func allContenders() []contender {
 		{name: buildkitGzip, compression: "gzip", peer: true, open: openBuildKit},
 		{name: slipwayRegistry, compression: "gzip", open: openSlipway(true)},
 		{name: slipwayZstd, compression: "zstd", open: openSlipway(false)},
+		{name: slipwayBuildKit, compression: "gzip", open: openSlipwayBuildKit},
 		{name: buildkitZstd, compression: "zstd", peer: true, open: openBuildKit},
 		{name: docker, compression: "gzip", peer: true, programs: []string{"dockerd", "containerd", "docker"}, open: openDocker},
 		{name: buildah, compression: "gzip", peer: true, programs: []string{"buildah"}, open: openBuildah},

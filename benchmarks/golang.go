@@ -58,6 +58,7 @@ func workloadG() *workload {
 		key: "G", title: "a Go program",
 		text:  "`go mod download` and `go build` in one stage, COPY of the program into an empty image",
 		tools: []string{slipwayGzip, buildkitGzip, docker, buildah},
+		quick: []string{slipwayGzip}, // Go takes most of the time, and N compares
 		bases: []string{goBase},
 		scenarios: []scenario{
 			{name: "G cold", text: "empty caches, base image there", before: pulls(goBase), run: again, verify: true,

@@ -29,7 +29,7 @@ type options struct {
 }
 
 // quickScale makes a quick run end in time.
-const quickScale = 0.2
+const quickScale = 0.1
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

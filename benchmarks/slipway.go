@@ -21,6 +21,7 @@ type slipway struct {
 	daemon  *process
 	foreign *registry // nil if there is none beside it
 	away    bool      // images go to the foreign registry
+	solver  bool      // BuildKit's solver builds
 	grpc    string
 	web     string
 	token   string
@@ -32,6 +33,16 @@ type slipway struct {
 // registry over HTTP, as the peers' do, and the base comes from there.
 func openSlipway(foreign bool) func(context.Context, setup) (tool, error) {
 	return func(ctx context.Context, s setup) (tool, error) { return startSlipway(ctx, s, foreign, foreign) }
+}
+
+// openSlipwayBuildKit starts slipwayd, for deploys with --buildkit.
+func openSlipwayBuildKit(ctx context.Context, s setup) (tool, error) {
+	t, err := startSlipway(ctx, s, false, false)
+	if err != nil {
+		return nil, err
+	}
+	t.solver = true
+	return t, nil
 }
 
 // startSlipway starts slipwayd, with a foreign registry beside it, to which it
@@ -109,6 +120,9 @@ type slipwayResult struct {
 
 func (t *slipway) deploy(ctx context.Context, j job) (sample, error) {
 	args := []string{j.dir, "-a", j.app, "--compression", t.compression}
+	if t.solver {
+		args = append(args, "--buildkit")
+	}
 	switch {
 	case j.local:
 		args = append(args, "--build-only")
@@ -120,21 +134,27 @@ func (t *slipway) deploy(ctx context.Context, j job) (sample, error) {
 
 // run runs slipway deploy.
 func (t *slipway) run(ctx context.Context, args ...string) (sample, error) {
+	s, _, err := t.output(ctx, args...)
+	return s, err
+}
+
+// output runs slipway deploy and returns the JSON lines that it printed.
+func (t *slipway) output(ctx context.Context, args ...string) (sample, []byte, error) {
 	args = append([]string{"deploy", "--addr", t.grpc, "--json"}, args...)
 	cmd := exec.CommandContext(ctx, t.bin.path("slipway"), args...)
 	cmd.Env = environ("SLIPWAY_API_TOKEN="+t.token, "SLIPWAY_LOGIN_FILE="+filepath.Join(t.dir, "login.json"),
 		"XDG_CACHE_HOME="+filepath.Join(t.dir, "client"), "DOCKER_CONFIG="+filepath.Join(t.dir, "docker"))
 	s, stdout, _, err := gauge{daemons: t.daemons()}.measure(ctx, cmd)
 	if err != nil {
-		return s, err
+		return s, nil, err
 	}
 	lines := slices.Collect(bytes.Lines(stdout))
 	if len(lines) == 0 {
-		return s, errors.New("slipway deploy printed nothing")
+		return s, nil, errors.New("slipway deploy printed nothing")
 	}
 	var res slipwayResult
 	if err := json.Unmarshal(lines[len(lines)-1], &res); err != nil || res.Type != "result" {
-		return s, fmt.Errorf("slipway deploy: the last line is no result (%w): %s", err, lines[len(lines)-1])
+		return s, nil, fmt.Errorf("slipway deploy: the last line is no result (%w): %s", err, lines[len(lines)-1])
 	}
 	s.Sent, s.Pushed = res.Context.SentBytes, res.WireBytes
 	s.Phases = map[string]float64{}
@@ -142,7 +162,7 @@ func (t *slipway) run(ctx context.Context, args ...string) (sample, error) {
 		s.Phases[k] = ms / 1000
 	}
 	t.last = res.Image
-	return s, nil
+	return s, stdout, nil
 }
 
 // verify reads the image from the registry itself, not through a slow link.

@@ -104,6 +104,9 @@ func (s *Store) dropSnapshots(db *bolt.DB) error {
 		return err
 	}
 	return db.Update(func(tx *bolt.Tx) error {
+		if err := endGeneration(tx); err != nil {
+			return err
+		}
 		names, err := orgs(tx)
 		if err != nil {
 			return err
@@ -113,15 +116,21 @@ func (s *Store) dropSnapshots(db *bolt.DB) error {
 				return err
 			}
 		}
+		// A namespace may have snapshots of lodgers alone.
+		for _, ns := range namespacesIn(tx) {
+			if err := forgetNamespace(tx, ns); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
 }
 
-// forgetSnapshots removes what the database knows of an org's snapshots and
-// cache mounts: Slipway's records, and the bucket of containerd's schema v1.
+// forgetSnapshots removes what Slipway's records know of an org's snapshots and
+// cache mounts.
 func forgetSnapshots(tx *bolt.Tx, org string) error {
 	own := tx.Bucket(slipwayBucket).Bucket(orgsBucket).Bucket([]byte(org))
-	for _, name := range [][]byte{snapshotsBucket, mountsBucket} {
+	for _, name := range [][]byte{snapshotsBucket, mountsBucket, lodgedBucket} {
 		if own.Bucket(name) == nil {
 			continue
 		}
@@ -129,11 +138,17 @@ func forgetSnapshots(tx *bolt.Tx, org string) error {
 			return err
 		}
 	}
-	b := tx.Bucket([]byte("v1"))
-	if b != nil {
-		b = b.Bucket([]byte(namespace(org)))
+	return nil
+}
+
+// forgetNamespace removes a namespace's snapshots from containerd's schema v1,
+// and the leases of lodgers, whose records are void without them.
+func forgetNamespace(tx *bolt.Tx, ns string) error {
+	if err := dropForeignLeases(tx, ns); err != nil {
+		return err
 	}
-	if b == nil || b.Bucket([]byte("snapshots")) == nil {
+	b := tx.Bucket([]byte("v1")).Bucket([]byte(ns))
+	if b.Bucket([]byte("snapshots")) == nil {
 		return nil
 	}
 	return b.DeleteBucket([]byte("snapshots"))

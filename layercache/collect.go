@@ -93,7 +93,8 @@ func (s *Store) clean(ctx context.Context) error {
 }
 
 // measure finds out how much the cache has on the disk: each blob once,
-// the committed snapshots and the cache mounts.
+// the committed snapshots, the cache mounts, and what lodgers keep in snapshots
+// that are not committed. Those of builds under way are not counted.
 func (s *Store) measure(ctx context.Context) error {
 	s.sweep.RLock()
 	defer s.sweep.RUnlock()
@@ -105,6 +106,10 @@ func (s *Store) measure(ctx context.Context) error {
 	}
 	for _, n := range sizes {
 		total += n
+	}
+	labels, err := s.mergedLabels()
+	if err != nil {
+		return err
 	}
 	var committed []string
 	err = s.overlay.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
@@ -121,13 +126,17 @@ func (s *Store) measure(ctx context.Context) error {
 		if ignoreNone(err) != nil {
 			return err
 		}
-		total += usage.Size
+		total += usage.Size - linked(labels[name], usage.Size)
 	}
 	inMounts, err := s.mountBytes()
 	if err != nil {
 		return err
 	}
-	total += inMounts
+	loose, err := s.looseBytes()
+	if err != nil {
+		return err
+	}
+	total += inMounts + loose
 	// What was added meanwhile may be counted twice; the next time it is not.
 	s.used.bytes.Add(total - before)
 	s.used.measured.Store(true)

@@ -2,12 +2,14 @@ package layercache
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
 )
 
 // Containerd is an org's part of the store in containerd's own terms, for
@@ -15,7 +17,9 @@ import (
 // by the namespace of a call's context; callers use this one and no other.
 //
 // What is made here is kept as long as one of Leases holds it. It shares its
-// bytes with blobs and layers of the [Cache], and obeys the same collector.
+// bytes with blobs and layers of the [Cache], and obeys the same collector. What
+// is committed here may bring an eviction, in the background: callers may hold
+// locks that their [Lodger] needs.
 type Containerd struct {
 	Namespace   string
 	Snapshotter string // name of Snapshots
@@ -25,6 +29,11 @@ type Containerd struct {
 
 	// Collect removes what nothing refers to, of all orgs.
 	Collect func(context.Context) (gc.Stats, error)
+
+	// Forget deletes all leases of the namespace that are not layercache's own,
+	// for a lodger that has lost or thrown away its records: what they held goes
+	// with the next collection. Nothing of the lodger may be in use.
+	Forget func(context.Context) error
 }
 
 // Containerd returns the org's part of the store.
@@ -32,9 +41,42 @@ func (c *Cache) Containerd() Containerd {
 	s := c.s
 	return Containerd{
 		Namespace: c.ns, Snapshotter: snapshotterName,
-		Content: guarded{s.content, s}, Snapshots: s.snaps, Leases: s.leases,
+		Content: guarded{s.content, s}, Snapshots: weighed{s.snaps, s}, Leases: s.leases,
 		Collect: func(ctx context.Context) (gc.Stats, error) { return nil, s.Collect(ctx) },
+		Forget:  c.forget,
 	}
+}
+
+func (c *Cache) forget(context.Context) error {
+	err := c.s.meta.Update(func(tx *bolt.Tx) error {
+		if err := dropForeignLeases(tx, c.ns); err != nil {
+			return err
+		}
+		return c.setLoose(tx, func(int64) int64 { return 0 })
+	})
+	if err != nil {
+		return fmt.Errorf("forget leases of %s: %w", c.ns, err)
+	}
+	return nil
+}
+
+// weighed is a snapshotter that counts what is committed.
+type weighed struct {
+	snapshots.Snapshotter
+	s *Store
+}
+
+func (w weighed) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	if err := w.Snapshotter.Commit(ctx, name, key, opts...); err != nil {
+		return err
+	}
+	if info, err := w.Stat(ctx, name); err == nil {
+		if usage, err := w.Usage(ctx, name); err == nil {
+			w.s.used.bytes.Add(usage.Size - linked(info.Labels[mergedLabel], usage.Size))
+		}
+	}
+	w.s.relieveSoon()
+	return nil
 }
 
 // guarded is a content store whose commits no collection comes between: a file
@@ -58,6 +100,22 @@ type guardedWriter struct {
 }
 
 func (w guardedWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	written := size
+	if st, err := w.Status(); err == nil {
+		written = st.Offset
+	}
+	if s, ok := w.Writer.(content.Syncer); ok {
+		_ = s.Sync() // so that the lock is not held for that; Commit says what went wrong
+	}
+	if err := w.commit(ctx, size, expected, opts...); err != nil {
+		return err
+	}
+	w.s.used.bytes.Add(written) // a blob of two orgs counts twice until the next collection
+	w.s.relieveSoon()
+	return nil
+}
+
+func (w guardedWriter) commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
 	w.s.sweep.RLock()
 	defer w.s.sweep.RUnlock()
 	return w.Writer.Commit(ctx, size, expected, opts...)

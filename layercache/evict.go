@@ -53,9 +53,26 @@ func (s *Store) relieve(ctx context.Context) {
 	if s.pressure().bytes <= 0 || time.Now().UnixNano() < s.used.futile.Load() {
 		return
 	}
+	s.openLodgers(ctx, "")
 	if err := s.makeRoom(ctx); err != nil {
 		s.log.Warn("cannot make room in the cache", "err", err)
 	}
+}
+
+// relieveSoon is relieve in the background, for those whose callers may hold
+// what a [Lodger] waits for.
+func (s *Store) relieveSoon() {
+	if s.relief.Add(1) > 1 {
+		return // the one that runs begins anew
+	}
+	s.relieving.run(func() {
+		for again := true; again; {
+			heeded := s.relief.Load()
+			s.askLodgersIfDue(context.Background())
+			s.relieve(context.Background())
+			again = !s.relief.CompareAndSwap(heeded, 0)
+		}
+	})
 }
 
 // pressure says how much there is to free, a tenth more than it must be so
@@ -99,11 +116,12 @@ func (s *Store) makeRoom(ctx context.Context) error {
 		return err
 	}
 	for range 4 {
+		guests := s.askLodgers(ctx, "") // which corrects what is used
 		more := s.used.bytes.Load() - goal
 		if more <= 0 {
 			return nil
 		}
-		freed, err := s.evict(ctx, "", choice{need: more, pinned: true, allowed: notExplaining, reason: p.reason})
+		freed, err := s.evict(ctx, "", guests, choice{need: more, pinned: true, allowed: notExplaining, reason: p.reason})
 		if err != nil {
 			return err
 		}
@@ -130,48 +148,71 @@ type choice struct {
 }
 
 // evict removes records of an org, "" means all, that are not held, and
-// collects what they held.
-func (s *Store) evict(ctx context.Context, org string, ch choice) (Pruned, error) {
-	evs, err := s.evictRecords(ctx, org, ch)
+// collects what they held; guests are what lodgers keep of it.
+func (s *Store) evict(ctx context.Context, org string, guests []*guest, ch choice) (Pruned, error) {
+	evs, leaving, err := s.evictRecords(ctx, org, guests, ch)
 	if err != nil {
 		return Pruned{}, err
 	}
 	s.tell(evs...)
-	return Pruned{Records: int64(len(evs))}, s.clean(ctx)
+	left, err := s.evictLodged(ctx, leaving, ch.reason)
+	s.tell(left...)
+	p := Pruned{Records: int64(len(evs) + len(left))}
+	if err != nil {
+		return p, err
+	}
+	if len(left) > 0 {
+		return p, s.Collect(ctx)
+	}
+	return p, s.clean(ctx)
 }
 
-func (s *Store) evictRecords(ctx context.Context, org string, ch choice) ([]Eviction, error) {
+// evictRecords removes Slipway's own records, and returns the lodgers' items
+// that are to go as well: nobody may be asked to do that under a lock.
+func (s *Store) evictRecords(ctx context.Context, org string, guests []*guest, ch choice) (evs []Eviction, leaving []*item, err error) {
 	s.sweep.Lock()
 	defer s.sweep.Unlock()
 	if err := s.syncLeases(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := s.meta.Update(s.touched.flush); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	items, err := s.items(org, func(*bolt.Tx) {})
+	if err == nil {
+		items, err = s.joinLodged(ctx, items, guests)
+	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	held, err := s.heldResources(ctx)
+	held, err := s.heldResources(ctx, idleLeases(guests))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	gone := choose(items, held, ch)
-	if len(gone) == 0 {
-		return nil, nil
-	}
-	evs := make([]Eviction, len(gone))
-	for i, it := range gone {
-		evs[i] = Eviction{Time: time.Now(), Org: it.id.org, What: it.id.String(), Bytes: it.bytes, Reason: ch.reason}
-		if len(it.apps) == 1 {
-			evs[i].App = it.apps[0]
+	var own []*item
+	for _, it := range choose(items, held, ch) {
+		if it.guest != nil {
+			leaving = append(leaving, it)
+			continue
 		}
+		own = append(own, it)
+		evs = append(evs, it.eviction(ch.reason))
 	}
-	if err := s.deleteItems(ctx, gone, evs); err != nil {
-		return nil, err
+	if len(own) == 0 {
+		return nil, leaving, nil
 	}
-	return evs, s.collect(ctx)
+	if err := s.deleteItems(ctx, own, evs); err != nil {
+		return nil, nil, err
+	}
+	return evs, leaving, s.collect(ctx)
+}
+
+func (it *item) eviction(reason string) Eviction {
+	ev := Eviction{Time: time.Now(), Org: it.id.org, What: it.what(), Bytes: it.bytes, Reason: reason}
+	if len(it.apps) == 1 {
+		ev.App = it.apps[0]
+	}
+	return ev
 }
 
 func (s *Store) deleteItems(ctx context.Context, items []*item, evs []Eviction) error {
@@ -193,31 +234,28 @@ func (s *Store) deleteItems(ctx context.Context, items []*item, evs []Eviction) 
 	return nil
 }
 
-// choose picks what goes, oldest first. A snapshot that others stand on goes
-// only after those; a step goes with its layer, unless a last build needs it,
-// for then it explains the miss.
+// choose picks what goes, oldest first. What others stand on goes only after
+// those, and right after if it is older; a step goes with its layer, unless a
+// last build needs it, for then it explains the miss.
 func choose(items []*item, held map[resource]bool, ch choice) []*item {
 	byAge(items)
-	e := election{choice: ch, held: held, gone: make(map[*item]bool), children: make(map[recordID]int), steps: make(map[recordID][]*item)}
+	e := election{choice: ch, held: held, gone: make(map[*item]bool), children: make(map[recordID]int), waiting: make(map[recordID]*item), steps: make(map[recordID][]*item)}
 	for _, it := range items {
-		if it.parent.org != "" {
-			e.children[it.parent]++
+		for _, p := range it.parents {
+			e.children[p]++
 		}
 		if it.layer.org != "" {
 			e.steps[it.layer] = append(e.steps[it.layer], it)
 		}
 	}
-	// Each round may free the parents of what went in the one before.
-	for again := true; again; {
-		again = false
-		for _, it := range items {
-			if e.enough() {
-				return e.order
-			}
-			if e.may(it) {
-				e.take(it)
-				again = again || it.parent.org != ""
-			}
+	for _, it := range items {
+		if e.enough() {
+			break
+		}
+		if e.may(it) {
+			e.take(it)
+		} else if e.children[it.id] > 0 {
+			e.waiting[it.id] = it
 		}
 	}
 	return e.order
@@ -230,13 +268,14 @@ type election struct {
 	order    []*item
 	freed    int64
 	children map[recordID]int
+	waiting  map[recordID]*item // those whose turn came when they had children
 	steps    map[recordID][]*item
 }
 
 func (e *election) enough() bool { return e.need >= 0 && e.freed >= e.need }
 
 func (e *election) may(it *item) bool {
-	if e.gone[it] || it.pinned && !e.pinned || e.children[it.id] > 0 || e.allowed != nil && !e.allowed(it) {
+	if e.gone[it] || it.guest != nil && it.guest.rec.InUse || it.pinned && !e.pinned || e.children[it.id] > 0 || e.allowed != nil && !e.allowed(it) {
 		return false
 	}
 	for _, r := range it.resources {
@@ -251,12 +290,15 @@ func (e *election) take(it *item) {
 	e.gone[it] = true
 	e.order = append(e.order, it)
 	e.freed += it.bytes
-	if it.parent.org != "" {
-		e.children[it.parent]--
-	}
 	for _, step := range e.steps[it.id] {
 		if !e.gone[step] && !step.pinned {
 			e.take(step)
+		}
+	}
+	for _, p := range it.parents {
+		e.children[p]--
+		if w := e.waiting[p]; w != nil && !e.enough() && e.may(w) {
+			e.take(w)
 		}
 	}
 }

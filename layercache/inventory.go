@@ -20,8 +20,17 @@ type item struct {
 	pinned    bool // the last successful build of an app needs it
 	layer     recordID
 	snapshot  recordID
-	parent    recordID
+	parents   []recordID // that go only after it
 	resources []resource
+	guest     *guest // nil if it is Slipway's own
+}
+
+// what names an item for people.
+func (it *item) what() string {
+	if it.guest != nil {
+		return it.guest.rec.What
+	}
+	return it.id.String()
 }
 
 // inventory reads all records of an org. Those that do not read back are
@@ -93,7 +102,7 @@ func (v *inventory) describe(it *item, b *bolt.Bucket, key []byte, size int64) {
 		it.bytes = rec.Bytes
 		it.resources = []resource{c.snapshotResource(rec.Key)}
 		if rec.Parent != "" {
-			it.parent = c.snapshotID(rec.Parent)
+			it.parents = []recordID{c.snapshotID(rec.Parent)}
 		}
 	case packKind:
 		rec, _ := getRecord[packRecord](b, key)
@@ -175,8 +184,12 @@ func (v *inventory) pinItem(it *item, app string) {
 
 // pinChain pins a snapshot and all that it stands on.
 func (v *inventory) pinChain(id recordID, app string) {
-	for it := v.byID[id]; it != nil; it = v.byID[it.parent] {
+	for it := v.byID[id]; it != nil; it = v.byID[id] {
 		v.pinItem(it, app)
+		if len(it.parents) == 0 {
+			return
+		}
+		id = it.parents[0]
 	}
 }
 

@@ -35,6 +35,9 @@ type Lease struct {
 	held map[resource]bool // whether the database knows
 }
 
+// A leaseID names a lease in containerd's database.
+type leaseID struct{ ns, id string }
+
 // A resource is what containerd's collector may remove.
 type resource struct {
 	ns   string
@@ -328,9 +331,10 @@ func (s *Store) dropDeadLeases(ctx context.Context, live map[string]bool) error 
 	return nil
 }
 
-// heldResources returns what leases other than those of records hold. The
-// caller has sweep exclusively and has called syncLeases.
-func (s *Store) heldResources(ctx context.Context) (map[resource]bool, error) {
+// heldResources returns what leases other than those of records hold; idle are
+// leases of lodgers' records that are not in use. The caller has sweep
+// exclusively and has called syncLeases.
+func (s *Store) heldResources(ctx context.Context, idle map[leaseID]bool) (map[resource]bool, error) {
 	held := make(map[resource]bool)
 	for _, l := range s.holds.all() {
 		l.mu.Lock()
@@ -342,7 +346,7 @@ func (s *Store) heldResources(ctx context.Context) (map[resource]bool, error) {
 	s.mounts.hold(s, held)
 	err := s.meta.View(func(tx *bolt.Tx) error {
 		for _, ns := range namespacesIn(tx) {
-			if err := s.readLeases((&Cache{ns: ns}).within(ctx, tx), ns, held); err != nil {
+			if err := s.readLeases((&Cache{ns: ns}).within(ctx, tx), ns, idle, held); err != nil {
 				return err
 			}
 		}
@@ -352,13 +356,13 @@ func (s *Store) heldResources(ctx context.Context) (map[resource]bool, error) {
 }
 
 // readLeases adds what the leases of a namespace hold.
-func (s *Store) readLeases(ctx context.Context, ns string, held map[resource]bool) error {
+func (s *Store) readLeases(ctx context.Context, ns string, idle map[leaseID]bool, held map[resource]bool) error {
 	all, err := s.leases.List(ctx)
 	if err != nil {
 		return err
 	}
 	for _, l := range all {
-		if strings.HasPrefix(l.ID, recordLease) || expired(l) {
+		if strings.HasPrefix(l.ID, recordLease) || idle[leaseID{ns, l.ID}] || expired(l) {
 			continue
 		}
 		rs, err := s.leases.ListResources(ctx, l)
@@ -367,6 +371,36 @@ func (s *Store) readLeases(ctx context.Context, ns string, held map[resource]boo
 		}
 		for _, r := range rs {
 			held[resource{ns, r.Type, r.ID}] = true
+		}
+	}
+	return nil
+}
+
+// dropForeignLeases deletes the leases of a namespace that are not Slipway's.
+func dropForeignLeases(tx *bolt.Tx, ns string) error {
+	b := tx.Bucket([]byte("v1"))
+	for _, name := range []string{ns, "leases"} {
+		if b == nil {
+			return nil
+		}
+		b = b.Bucket([]byte(name))
+	}
+	if b == nil {
+		return nil
+	}
+	var foreign [][]byte
+	err := b.ForEachBucket(func(id []byte) error {
+		if !strings.HasPrefix(string(id), recordLease) && !strings.HasPrefix(string(id), sessionLease) {
+			foreign = append(foreign, id)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range foreign {
+		if err := b.DeleteBucket(id); err != nil {
+			return err
 		}
 	}
 	return nil

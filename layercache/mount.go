@@ -107,40 +107,13 @@ type mountUse struct {
 
 // mountUses are the directories that are taken.
 type mountUses struct {
-	mu      sync.Mutex
-	taken   map[recordID]*mountUse
-	freed   chan struct{} // closed at the next release
-	weighed sync.Cond     // signalled when no size is being found out
-	weighs  int           // sizes being found out
+	mu    sync.Mutex
+	taken map[recordID]*mountUse
+	freed chan struct{} // closed at the next release
 }
 
 func (u *mountUses) init() {
 	u.taken, u.freed = make(map[recordID]*mountUse), make(chan struct{})
-	u.weighed.L = &u.mu
-}
-
-// weigh runs find in the background.
-func (u *mountUses) weigh(find func()) {
-	u.mu.Lock()
-	u.weighs++
-	u.mu.Unlock()
-	go func() {
-		find()
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if u.weighs--; u.weighs == 0 {
-			u.weighed.Broadcast()
-		}
-	}()
-}
-
-// settle waits until all sizes are known.
-func (u *mountUses) settle() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for u.weighs > 0 {
-		u.weighed.Wait()
-	}
 }
 
 // nextRelease returns a channel that is closed when something is given back.
@@ -331,7 +304,7 @@ func (m *Mount) Release() {
 	m.released.Do(func() {
 		s, id := m.s, m.use.id
 		s.touched.add(id)
-		s.mounts.weigh(func() {
+		s.behind.run(func() {
 			if err := s.weighMount(context.Background(), id); err != nil {
 				s.log.Warn("cannot count a cache mount", "what", id.String(), "err", err)
 			}

@@ -14,6 +14,7 @@ import (
 // Slipway's buckets in the metadata database:
 //
 //	slipway
+//	├── generation         names the time since snapshots were dropped
 //	├── evictions          sequence → Eviction
 //	└── orgs
 //	    └── <org>
@@ -26,6 +27,7 @@ import (
 //	        ├── members    key → place in a layer's blob
 //	        ├── membersof  digest of a blob → keys of the members in it
 //	        ├── mounts     digest, directory and id → mountRecord
+//	        ├── lodged     what layercache knows of lodgers' records
 //	        ├── builds     app → Build
 //	        ├── trails     app and recipe → Trail
 //	        └── used       kind and key → time of last use
@@ -44,6 +46,7 @@ var (
 	membersBucket   = []byte("members")
 	membersOfBucket = []byte("membersof")
 	mountsBucket    = []byte("mounts")
+	lodgedBucket    = []byte("lodged")
 	buildsBucket    = []byte("builds")
 	trailsBucket    = []byte("trails")
 	usedBucket      = []byte("used")
@@ -156,6 +159,7 @@ const (
 	packKind     kind = 'p'
 	mountKind    kind = 'm'
 	trailKind    kind = 't'
+	lodgedKind   kind = 'b' // of a Lodger; in no bucket
 )
 
 func (k kind) bucket() []byte {

@@ -33,6 +33,11 @@ type Options struct {
 	MinFree  int64          // what stays free on the disk; 0 means 5 % but at most 5 GB, less than 0 nothing
 	Log      *slog.Logger   // gets a record for each eviction and repair; nil means none
 	OnEvict  func(Eviction) // called after each eviction, one at a time; it must not ask for usage; nil means none
+
+	// OpenLodgers opens the lodgers of an org, "" means all, that have records
+	// on the disk and are not open; see [Cache.Lodge]. It must not wait for
+	// anybody who waits for the store. Nil means that there are none.
+	OpenLodgers func(ctx context.Context, org string) error
 }
 
 // A Store is the cache of all orgs on one disk. Its methods, and those of all
@@ -58,10 +63,16 @@ type Store struct {
 	buffers buffers
 	used    gauge
 	mounts  mountUses
+	lodgers lodgers
+
+	behind     background   // finds out sizes of cache mounts
+	relieving  background   // evicts for relieveSoon
+	relief     atomic.Int64 // calls of relieveSoon that were not heeded yet
+	generation string
 
 	reserved atomic.Int64 // bytes that builds under way are about to write
 	linking  sync.Mutex   // while a content's file gets its second name
-	evicting sync.Mutex   // one eviction at a time
+	evicting sync.Mutex   // one eviction at a time; lodgers are called meanwhile
 	telling  sync.Mutex   // around OnEvict
 
 	closing sync.Once
@@ -74,7 +85,7 @@ type Store struct {
 // A process that was killed loses nothing that was acknowledged to it. When
 // the machine went down without a [Store.Close], snapshots and cache mounts
 // are dropped, for their files may never have reached the disk; blobs and
-// records stay.
+// records stay. [Store.Generation] tells.
 func Open(ctx context.Context, opts Options) (*Store, error) {
 	s := &Store{opts: opts, log: opts.Log}
 	if s.log == nil {
@@ -161,6 +172,10 @@ func (s *Store) open(ctx context.Context, dropSnapshots bool) (err error) {
 	s.snaps = s.meta.Snapshotter(snapshotterName)
 	s.leases = metadata.NewLeaseManager(s.meta)
 	s.write.update = s.update
+	if err := s.readGeneration(); err != nil {
+		s.overlay.Close()
+		return err
+	}
 	return nil
 }
 
@@ -234,7 +249,8 @@ func (s *Store) update(apply func(*bolt.Tx) error) error {
 // that are still being written fail.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
-		s.mounts.settle()
+		s.behind.settle()
+		s.relieving.settle()
 		s.sweep.Lock()
 		defer s.sweep.Unlock()
 		s.handles.closeAll()

@@ -29,7 +29,8 @@ type AppUsage struct {
 }
 
 // KindUsage is a part of the bytes, by what they are: "layer", "snapshot",
-// "context", "ledger" or "mount".
+// "context", "ledger", "mount", or "buildkit" for what a [Lodger] keeps. A blob
+// that is in a layer as well counts as that.
 type KindUsage struct {
 	Kind  string
 	Bytes int64
@@ -37,11 +38,20 @@ type KindUsage struct {
 }
 
 // Usage sums up what an org has in the cache; with an app, only what that app
-// uses. Without an org it is everything.
+// uses. Without an org it is everything, and lodgers are counted as they were
+// when they were last asked: it is for those who look all the time.
 func (s *Store) Usage(ctx context.Context, org, app string) (Usage, error) {
-	s.mounts.settle()
+	s.behind.settle()
+	guests := s.lodgers.known()
+	if org != "" {
+		s.openLodgers(ctx, org)
+		guests = s.askLodgers(ctx, org)
+	}
 	u := Usage{Limit: s.opts.maxBytes()}
 	items, err := s.items(org, func(tx *bolt.Tx) { u.Evictions = evictions(tx, org) })
+	if err == nil {
+		items, err = s.joinLodged(ctx, items, guests)
+	}
 	if err != nil {
 		return Usage{}, fmt.Errorf("cache usage: %w", err)
 	}
@@ -95,7 +105,7 @@ type sums struct {
 
 func newSums() *sums {
 	return &sums{
-		kinds: []KindUsage{{Kind: "layer"}, {Kind: "snapshot"}, {Kind: "context"}, {Kind: "ledger"}, {Kind: "mount"}},
+		kinds: []KindUsage{{Kind: "layer"}, {Kind: "snapshot"}, {Kind: "context"}, {Kind: "ledger"}, {Kind: "mount"}, {Kind: "buildkit"}},
 		byApp: make(map[string]*AppUsage),
 	}
 }
@@ -120,6 +130,9 @@ func (s *sums) add(it *item, app string) {
 	case mountKind:
 		s.kinds[4].Bytes += it.bytes
 		s.kinds[4].Count++
+	case lodgedKind:
+		s.kinds[5].Bytes += it.bytes
+		s.kinds[5].Count++
 	}
 	for _, name := range it.apps {
 		if app != "" && name != app {
@@ -165,7 +178,8 @@ type Pruned struct {
 // Prune removes what no lease holds and opts allow, least recently used first.
 func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	ctx = context.WithoutCancel(ctx)
-	s.mounts.settle()
+	s.behind.settle()
+	s.openLodgers(ctx, opts.Org)
 	s.evicting.Lock()
 	defer s.evicting.Unlock()
 	p, err := s.prune(ctx, opts)
@@ -176,6 +190,7 @@ func (s *Store) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 }
 
 func (s *Store) prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
+	guests := s.askLodgers(ctx, opts.Org)
 	if err := s.measure(ctx); err != nil {
 		return Pruned{}, err
 	}
@@ -193,6 +208,9 @@ func (s *Store) prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	}
 	if opts.KeepBytes > 0 {
 		items, err := s.items(opts.Org, func(*bolt.Tx) {})
+		if err == nil {
+			items, err = s.joinLodged(ctx, items, guests)
+		}
 		if err != nil {
 			return Pruned{}, err
 		}
@@ -204,7 +222,7 @@ func (s *Store) prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 		}
 		ch.need = max(ch.need, 0)
 	}
-	p, err := s.evict(ctx, opts.Org, ch)
+	p, err := s.evict(ctx, opts.Org, guests, ch)
 	p.Bytes = max(before-s.used.bytes.Load(), 0)
 	return p, err
 }

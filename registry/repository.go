@@ -191,8 +191,7 @@ func (r *Repository) check(desc ocispec.Descriptor, raw []byte, tags []string) (
 	return m, nil
 }
 
-// Tags returns the tags of the repository in order. The error wraps
-// [ErrNotFound] if it never had one.
+// Tags returns the tags of the repository in order; none if it never had one.
 func (r *Repository) Tags(ctx context.Context) ([]string, error) {
 	ctx = withLog(ctx, r.registry.entry)
 	repo, err := r.registry.images.Repository(ctx, r.name)
@@ -202,7 +201,7 @@ func (r *Repository) Tags(ctx context.Context) ([]string, error) {
 	tags, err := repo.Tags(ctx).All(ctx)
 	switch {
 	case isNotFound(err):
-		return nil, fmt.Errorf("tags of %s: %w", r.name.Name(), ErrNotFound)
+		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("tags of %s: %w", r.name.Name(), err)
 	}

@@ -96,6 +96,8 @@ type build struct {
 	mu     sync.Mutex
 	over   bool
 	blobs  map[digest.Digest]*layer.Pending // that the push has
+	own    map[digest.Digest]bool           // blobs that were made for it
+	making map[digest.Digest]chan struct{}  // by vertex, closed when its layer is made
 	ledger chainLedger
 	image  *builder.Image
 }
@@ -129,7 +131,14 @@ func (b *build) offer(p *layer.Pending) {
 func (b *build) offered(d digest.Digest, p *layer.Pending) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.blobs[d] = p
+	b.blobs[d], b.own[d] = p, true
+}
+
+// makes reports whether the build itself has made a blob.
+func (b *build) makes(d digest.Digest) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.own[d]
 }
 
 // has reports whether the push has a blob.
@@ -140,9 +149,9 @@ func (b *build) has(d digest.Digest) bool {
 	return ok
 }
 
-// left has the layer of a step made and pushed while the build goes on.
+// left has the layer of a step made and pushed while the build goes on. Layers
+// that stand on one another are made one after the other.
 func (b *build) left(v *vertex, ref cache.ImmutableRef) {
-	b.lines.ref(ref.ID(), v.digest)
 	b.events.left(v.digest)
 	if !v.layer {
 		return
@@ -153,29 +162,65 @@ func (b *build) left(v *vertex, ref cache.ImmutableRef) {
 		return
 	}
 	ref = ref.Clone()
+	below, done := b.making[b.lines.under(v.digest)], make(chan struct{})
+	b.making[v.digest] = done
 	b.early.Go(func() {
+		defer close(done)
 		err := rescue.Run(func() error {
 			defer func() { _ = ref.Release(context.WithoutCancel(b.ctx)) }()
-			_, err := b.layers(b.ctx, ref)
+			if err := waitFor(b.ctx, below); err != nil {
+				return err
+			}
+			_, err := b.layers(context.WithValue(b.ctx, originKey{}, b.lines.of(v.digest)), ref, v.digest)
 			return err
 		})
 		if err != nil && context.Cause(b.ctx) == nil {
-			b.fail(fmt.Errorf("layer of a step: %w", err))
+			_ = b.fail(fmt.Errorf("layer of a step: %w", err))
 		}
 	})
 }
 
+// originKey is under which a context has the line whose layer is being made.
+type originKey struct{}
+
+func waitFor(ctx context.Context, done <-chan struct{}) error {
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // layers returns the layers of a file system, lowest first, each of them in
-// the store, counted and offered to the push.
-func (b *build) layers(ctx context.Context, ref cache.ImmutableRef) ([]*layer.Layer, error) {
+// the store, counted and offered to the push. The vertex is the one that has
+// left it, "" if that is not known.
+func (b *build) layers(ctx context.Context, ref cache.ImmutableRef, vertex digest.Digest) ([]*layer.Layer, error) {
+	out, err := b.counted(ctx, ref, vertex)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range out {
+		if err := b.push(l); err != nil {
+			return nil, err
+		}
+	}
+	_, err = b.charge(out)
+	return out, err
+}
+
+// counted returns the layers of a file system, lowest first, each of them in
+// the store and counted for itself.
+func (b *build) counted(ctx context.Context, ref cache.ImmutableRef, vertex digest.Digest) ([]*layer.Layer, error) {
 	remotes, err := ref.GetRemotes(ctx, true, b.config(), false, session.NewGroup(b.session))
 	if err != nil {
 		return nil, err
 	}
-	chain := ref.LayerChain()
-	defer func() { _ = chain.Release(context.WithoutCancel(ctx)) }()
 	var out []*layer.Layer
-	for i, d := range remotes[0].Descriptors {
+	for _, d := range remotes[0].Descriptors {
 		// A layer of a base image may not have been needed so far.
 		r, err := remotes[0].Provider.ReaderAt(ctx, d)
 		if err != nil {
@@ -186,17 +231,12 @@ func (b *build) layers(ctx context.Context, ref cache.ImmutableRef) ([]*layer.La
 		if err != nil {
 			return nil, err
 		}
-		if i < len(chain) {
-			l.Origin = b.lines.origin(chain[i].ID())
-		}
+		l.Cached = !b.makes(d.Digest)
 		l.MountFrom = origins(d)
-		if err := b.push(l); err != nil {
-			return nil, err
-		}
 		out = append(out, l)
 	}
-	_, err = b.charge(out)
-	return out, err
+	b.lines.place(out, vertex)
+	return out, nil
 }
 
 // push offers a finished layer that the push lacks.
@@ -239,11 +279,13 @@ func (c *chainLedger) charge(ctx context.Context, b *build, layers []*layer.Laye
 		c.ledger, c.layers, n = limits.NewLedger(b.job.MaxSize), nil, 0
 	}
 	for _, l := range layers[n:] {
+		before := c.ledger.Total()
 		if err := layer.Charge(ctx, b.tenant.cache, l, c.ledger); err != nil {
 			c.ledger = nil
-			return 0, err
+			return 0, failure.At(err, failure.Build, l.Origin.Line)
 		}
 		c.layers = append(c.layers, l.DiffID)
+		b.events.layer(l, c.ledger.Total()-before)
 	}
 	return c.ledger.Total(), nil
 }

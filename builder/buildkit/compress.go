@@ -13,6 +13,7 @@ import (
 	"github.com/moby/buildkit/util/compression"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/limits"
 	"github.com/slipwayhq/slipway/rescue"
@@ -88,11 +89,12 @@ func (b *build) makeLayer(ctx context.Context, tar io.Reader) (*layer.Layer, err
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })()
 	var pending *layer.Pending
+	origin, _ := ctx.Value(originKey{}).(limits.Source)
 	l, err := b.job.Maker.Copy(held, layer.CopySpec{
-		Ledger: limits.NewLedger(b.job.MaxSize), Tar: tar, Started: func(p *layer.Pending) { pending = p; b.offer(p) },
+		Origin: origin, Ledger: limits.NewLedger(b.job.MaxSize), Tar: tar, Started: func(p *layer.Pending) { pending = p; b.offer(p) },
 	})
 	if err != nil {
-		return nil, b.fail(err)
+		return nil, b.fail(failure.At(err, failure.Build, origin.Line))
 	}
 	b.offered(l.Descriptor.Digest, pending)
 	return l, nil

@@ -105,6 +105,32 @@ func (e *Engine) tenant(ctx context.Context, org string) (*tenant, error) {
 	return o.tenant, o.err
 }
 
+// Open opens BuildKit for an org that has used it before, "" means all of them,
+// so that its records are counted and can be evicted: it is
+// [layercache.Options].OpenLodgers.
+func (e *Engine) Open(ctx context.Context, org string) error {
+	dirs, err := os.ReadDir(e.opts.Root)
+	if err != nil {
+		return fmt.Errorf("buildkit: %w", err)
+	}
+	for _, d := range dirs {
+		name, err := os.ReadFile(filepath.Join(e.opts.Root, d.Name(), orgFile))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it was never opened to the end
+		}
+		if err != nil {
+			return fmt.Errorf("buildkit: %w", err)
+		}
+		if org != "" && org != string(name) {
+			continue
+		}
+		if _, err := e.tenant(ctx, string(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Close ends all tenants. No build may be under way.
 func (e *Engine) Close() error {
 	e.mu.Lock()

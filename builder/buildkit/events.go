@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"cmp"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
@@ -24,6 +26,7 @@ type step struct {
 	started   time.Time
 	completed time.Time
 	ran       bool // it left something, in this build
+	pulled    bool // bytes of its image have come
 	cached    bool
 	err       string
 	told      bool // that it has ended
@@ -33,53 +36,50 @@ type step struct {
 type lines struct {
 	mu       sync.Mutex
 	vertices map[digest.Digest]limits.Source
-	refs     map[string]limits.Source // by BuildKit's id
+	below    map[digest.Digest]digest.Digest
+	top      digest.Digest
 }
 
-// ref notes which vertex has left a file system.
-func (x *lines) ref(id string, v digest.Digest) {
+// stack learns which vertices stand on which, and which is the top of them.
+func (x *lines) stack(below map[digest.Digest]digest.Digest, top digest.Digest) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.refs == nil {
-		x.refs = map[string]limits.Source{}
+	x.top = top
+	if x.below == nil {
+		x.below = map[digest.Digest]digest.Digest{}
 	}
-	x.refs[id] = x.vertices[v]
+	maps.Copy(x.below, below)
 }
 
-func (x *lines) origin(ref string) limits.Source {
+// place gives layers, lowest first, the lines of a vertex that has left them
+// and of those that it stands on. Layers of a base image have none.
+func (x *lines) place(layers []*layer.Layer, top digest.Digest) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.refs[ref]
+	for i := len(layers) - 1; i >= 0 && top != ""; i-- {
+		layers[i].Origin = x.vertices[top]
+		top = x.below[top]
+	}
+}
+
+// last returns the top of the last definition.
+func (x *lines) last() digest.Digest {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.top
+}
+
+// under returns the vertex that another one stands on; "" if it is none.
+func (x *lines) under(v digest.Digest) digest.Digest {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.below[v]
 }
 
 func (x *lines) of(v digest.Digest) limits.Source {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.vertices[v]
-}
-
-// like returns the line whose instruction reads as a history entry does, else
-// what is known already.
-func (x *lines) like(createdBy string, known limits.Source) limits.Source {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	best := known
-	if best.Text == "" {
-		best.Text = createdBy
-	}
-	for _, s := range x.vertices {
-		if s.Line > 0 && createdBy != "" && sameInstruction(createdBy, s.Text) && (best.Line == 0 || s.Line < best.Line) {
-			best = s
-		}
-	}
-	return best
-}
-
-// sameInstruction compares a history entry, "RUN /bin/sh -c make", with an
-// instruction, "RUN make".
-func sameInstruction(createdBy, source string) bool {
-	word, args, _ := strings.Cut(source, " ")
-	return strings.HasPrefix(createdBy, word+" ") && strings.HasSuffix(strings.TrimSpace(createdBy), strings.TrimSpace(args))
 }
 
 // vertexName is how the Dockerfile's frontend names a vertex: "[build 2/4] RUN
@@ -95,6 +95,9 @@ func (b *build) learn(def *pb.Definition) {
 			continue
 		}
 		s := &step{digest: digest.Digest(d), PlannedStep: &slipwayv1.PlannedStep{Stage: match[1], Source: match[4]}}
+		if s.image() { // people have not written its digest
+			s.Source, _, _ = strings.Cut(s.Source, "@")
+		}
 		s.Number, s.Total = number(match[2]), number(match[3])
 		s.Line, s.EndLine = lineRange(def, d)
 		found = append(found, s)
@@ -147,10 +150,11 @@ type events struct {
 	byDigest map[digest.Digest]*step
 	pulls    map[string]*slipwayv1.PullProgress
 	names    map[digest.Digest]string // of vertices that are no steps
+	layers   map[digest.Digest]bool   // that were told of, by diff ID
 }
 
 func newEvents(b *build) *events {
-	return &events{build: b, byDigest: map[digest.Digest]*step{}, pulls: map[string]*slipwayv1.PullProgress{}, names: map[digest.Digest]string{}}
+	return &events{build: b, byDigest: map[digest.Digest]*step{}, pulls: map[string]*slipwayv1.PullProgress{}, names: map[digest.Digest]string{}, layers: map[digest.Digest]bool{}}
 }
 
 func (e *events) emit(ev *slipwayv1.Event) { e.build.job.Session.Emit(ev) }
@@ -190,7 +194,19 @@ func (e *events) left(v digest.Digest) {
 	if s := e.byDigest[v]; s != nil {
 		s.ran = true
 	}
+	// What it stands on has come to an end, too: BuildKit says so of the image
+	// that all begin with only when nobody may want it any more.
+	for d := v; d != ""; d = e.build.lines.under(d) {
+		if s := e.byDigest[d]; s != nil && s.image() && !s.started.IsZero() {
+			s.cached = !s.pulled
+			s.completed = time.Now()
+			e.done(s)
+		}
+	}
 }
+
+// image reports whether the step is the begin of a stage.
+func (s *step) image() bool { return strings.HasPrefix(s.Source, "FROM ") }
 
 // status takes what BuildKit tells.
 func (e *events) status(st *client.SolveStatus) {
@@ -244,6 +260,29 @@ func (e *events) vertex(v *client.Vertex) {
 	}
 }
 
+// layer tells once of each layer what it adds.
+func (e *events) layer(l *layer.Layer, delta int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.layers[l.DiffID] {
+		return
+	}
+	e.layers[l.DiffID] = true
+	ev := &slipwayv1.LayerDone{RootfsDelta: delta, Layer: &slipwayv1.Layer{
+		Digest: l.Descriptor.Digest.String(), DiffId: l.DiffID.String(), Size: uint64(l.Descriptor.Size),
+		Uncompressed: uint64(l.Uncompressed), MediaType: l.Descriptor.MediaType, Cached: l.Cached,
+	}}
+	for _, s := range e.steps {
+		if int(s.Line) == l.Origin.Line && s.Source == l.Origin.Text && l.Origin.Line > 0 {
+			ev.Step = s.Step
+		}
+	}
+	e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_Layer{Layer: ev}})
+}
+
+// exitCode is how BuildKit writes that a process has failed.
+var exitCode = regexp.MustCompile(`did not complete successfully: exit code: (\d+)`)
+
 // done tells once that a step has ended.
 func (e *events) done(s *step) {
 	if s.told {
@@ -251,18 +290,26 @@ func (e *events) done(s *step) {
 	}
 	s.told = true
 	d := &slipwayv1.StepDone{Step: s.Step, Cached: s.cached, Error: s.err}
+	if m := exitCode.FindStringSubmatch(s.err); m != nil {
+		d.ExitCode = int32(number(m[1]))
+	}
 	if !s.cached && !s.started.IsZero() && s.completed.After(s.started) {
 		d.DurationMs = s.completed.Sub(s.started).Milliseconds()
 	}
 	e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepDone{StepDone: d}})
 }
 
-// end tells of the steps that have ended without a word.
-func (e *events) end() {
+// end tells of the steps that have ended without a word. Of a build that
+// succeeded, what left nothing is cached: BuildKit has looked no further than it
+// had to. So is an image that did not come.
+func (e *events) end(succeeded bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, s := range e.steps {
-		if !s.completed.IsZero() {
+		if succeeded && !s.ran && !s.pulled {
+			s.cached = true
+		}
+		if succeeded || !s.completed.IsZero() {
 			e.done(s)
 		}
 	}
@@ -273,6 +320,9 @@ func (e *events) progress(s *client.VertexStatus) {
 	d := digest.Digest(s.ID)
 	if d.Validate() != nil {
 		return
+	}
+	if from := e.byDigest[s.Vertex]; from != nil {
+		from.pulled = true
 	}
 	p := e.pulls[s.ID]
 	if p == nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/util/leaseutil"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/slipwayhq/slipway/builder"
@@ -150,7 +151,11 @@ func (x *imageExport) image(ctx context.Context, src *exporter.Source) (*builder
 		if !ok && len(src.Refs) == 0 {
 			ref = src.Ref
 		}
-		if err := x.add(ctx, out, ref); err != nil {
+		top := x.build.lines.last()
+		if len(ps.Platforms) > 1 {
+			top = "" // of which platform it is, is not known
+		}
+		if err := x.add(ctx, out, ref, top); err != nil {
 			return nil, err
 		}
 	}
@@ -158,16 +163,15 @@ func (x *imageExport) image(ctx context.Context, src *exporter.Source) (*builder
 }
 
 // add takes one platform's layers into the image.
-func (x *imageExport) add(ctx context.Context, img *builder.Image, ref cache.ImmutableRef) error {
+func (x *imageExport) add(ctx context.Context, img *builder.Image, ref cache.ImmutableRef, top digest.Digest) error {
 	if ref == nil {
 		return nil // it has none
 	}
-	layers, err := x.build.layers(ctx, ref)
+	layers, err := x.build.layers(ctx, ref, top)
 	if err != nil {
 		return err
 	}
 	describe(layers, img.Config)
-	x.build.place(layers)
 	size, err := x.build.charge(layers)
 	if err != nil {
 		return err

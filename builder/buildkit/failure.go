@@ -3,6 +3,7 @@ package buildkit
 import (
 	"context"
 	"errors"
+	"regexp"
 	"strings"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -61,8 +62,11 @@ func message(err error) string {
 	for _, prefix := range []string{"failed to solve: ", "rpc error: ", "code = Unknown desc = ", "code = NotFound desc = "} {
 		text = strings.TrimPrefix(text, prefix)
 	}
-	return text
+	return checksum.ReplaceAllString(text, "$1")
 }
+
+// checksum is how BuildKit says that a file is not there.
+var checksum = regexp.MustCompile(`^failed to compute cache key: failed to calculate checksum of ref \S+: (.*)$`)
 
 // kinds of errors that BuildKit has no type for, by what is in their text. The
 // first that fits is it.

@@ -54,7 +54,7 @@ func (b *build) mark(def *pb.Definition) {
 	if err != nil {
 		return // the solver says so
 	}
-	layers := g.chain()
+	layers, below := g.chain()
 	for d := range g.ops {
 		described(def, d)[markApp] = b.app
 	}
@@ -62,6 +62,7 @@ func (b *build) mark(def *pb.Definition) {
 		described(def, d)[markLayer] = "1"
 	}
 	b.learn(def)
+	b.lines.stack(below, digestOf(g.end))
 }
 
 // described returns the description of a vertex, to write to.
@@ -104,9 +105,9 @@ func newGraph(def *pb.Definition) (*graph, error) {
 }
 
 // chain returns the vertices whose files the result consists of: each makes a
-// layer of the image.
-func (g *graph) chain() []digest.Digest {
-	var out []digest.Digest
+// layer of the image. Below tells which of them another one stands on.
+func (g *graph) chain() (out []digest.Digest, below map[digest.Digest]digest.Digest) {
+	below = map[digest.Digest]digest.Digest{}
 	seen := map[digest.Digest]bool{}
 	for next := []*pb.Input{g.end}; len(next) > 0; next = next[1:] {
 		in := next[0]
@@ -123,16 +124,25 @@ func (g *graph) chain() []digest.Digest {
 		case *pb.Op_Exec:
 			out = append(out, d)
 			next = append(next, execBelow(op, step.Exec, in.Index))
+			below[d] = digestOf(next[len(next)-1])
 		case *pb.Op_File:
 			out = append(out, d)
 			next = append(next, fileBelow(op, step.File, in.Index))
+			below[d] = digestOf(next[len(next)-1])
 		case *pb.Op_Merge:
 			for _, i := range step.Merge.Inputs {
 				next = append(next, input(op, i.Input))
 			}
 		}
 	}
-	return out
+	return out, below
+}
+
+func digestOf(in *pb.Input) digest.Digest {
+	if in == nil {
+		return ""
+	}
+	return digest.Digest(in.Digest)
 }
 
 // execBelow is what the file system that a step puts out began as.

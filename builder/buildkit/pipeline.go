@@ -92,7 +92,7 @@ func (p *plan) Build(ctx context.Context) (*builder.Image, error) {
 	defer b.stop(nil)
 	err = b.solve(s)
 	b.end()
-	b.events.end()
+	b.events.end(err == nil)
 	if cause := context.Cause(b.ctx); cause != nil && err != nil {
 		return nil, cause
 	}
@@ -103,7 +103,10 @@ func (p *plan) Build(ctx context.Context) (*builder.Image, error) {
 }
 
 func (p *plan) newBuild(ctx context.Context, id string) *build {
-	b := &build{tenant: p.tenant, job: p.job, app: p.job.App, session: id, blobs: map[digest.Digest]*layer.Pending{}}
+	b := &build{
+		tenant: p.tenant, job: p.job, app: p.job.App, session: id,
+		blobs: map[digest.Digest]*layer.Pending{}, own: map[digest.Digest]bool{}, making: map[digest.Digest]chan struct{}{},
+	}
 	b.ctx, b.stop = context.WithCancelCause(ctx)
 	b.view = &view{build: b}
 	b.events = newEvents(b)
@@ -203,14 +206,4 @@ func (b *build) result() (*builder.Image, error) {
 		Bytes: uint64(img.RootFS), Limit: uint64(max(0, b.job.MaxSize)),
 	}}})
 	return img, nil
-}
-
-// place gives layers their lines in the Dockerfile, where the config names the
-// instruction that made them.
-func (b *build) place(layers []*layer.Layer) {
-	for _, l := range layers {
-		if l.Origin.Line == 0 {
-			l.Origin = b.lines.like(l.CreatedBy, l.Origin)
-		}
-	}
 }

@@ -60,8 +60,10 @@ type tenant struct {
 	client *client.Client
 	served sync.WaitGroup
 
-	builds *builds
-	closed context.CancelFunc
+	builds  *builds
+	results solver.CacheManager
+	leave   func() // the store
+	closed  context.CancelFunc
 }
 
 // openTenant opens the databases of an org and joins BuildKit's parts.
@@ -69,7 +71,7 @@ func openTenant(ctx context.Context, e *Engine, org string) (t *tenant, err erro
 	t = &tenant{engine: e, org: org, cache: e.opts.Cache.Org(org), builds: newBuilds()}
 	store := t.cache.Containerd()
 	dir := e.dir(store.Namespace)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := settle(ctx, dir, org, e.opts.Cache.Generation(), store); err != nil {
 		return nil, err
 	}
 	ctx, t.closed = context.WithCancel(ctx)
@@ -79,6 +81,37 @@ func openTenant(ctx context.Context, e *Engine, org string) (t *tenant, err erro
 		return nil, errors.Join(err, o.close())
 	}
 	return t, nil
+}
+
+// Files beside an org's databases.
+const (
+	orgFile        = "org"        // its name
+	generationFile = "generation" // that of the store which the databases are about
+)
+
+// settle makes the directory of an org's databases. Those that are about a store
+// that is gone are thrown away, with all that they had it keep.
+func settle(ctx context.Context, dir, org, generation string, store layercache.Containerd) error {
+	known, err := os.ReadFile(filepath.Join(dir, generationFile))
+	if err == nil && string(known) == generation {
+		return nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := store.Forget(ctx); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, orgFile), []byte(org), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, generationFile), []byte(generation), 0o600)
 }
 
 // An opener puts a tenant together. What it has opened is the tenant's when
@@ -109,7 +142,13 @@ func (o *opener) open(ctx context.Context) error {
 	if err := o.openControl(ctx); err != nil {
 		return err
 	}
-	return o.serve(ctx)
+	if err := o.serve(ctx); err != nil {
+		return err
+	}
+	o.leave = o.cache.Lodge(&Lodger{
+		Manager: o.worker.CacheManager(), Metadata: o.worker.MetadataStore, ReleaseUnreferenced: o.results.ReleaseUnreferenced,
+	})
+	return nil
 }
 
 func (o *opener) openWorker(ctx context.Context) error {
@@ -200,6 +239,7 @@ func (o *opener) openControl(ctx context.Context) error {
 		return err
 	}
 	hosts := o.engine.opts.Hosts(o.org)
+	o.results = solver.NewCacheManager(ctx, "local", results, buildkit.NewCacheResultStorage(workers))
 	o.control, err = control.NewController(control.Opt{
 		SessionManager:   o.sessions,
 		WorkerController: workers,
@@ -207,7 +247,7 @@ func (o *opener) openControl(ctx context.Context) error {
 			"dockerfile.v0": &marker{Frontend: forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build), tenant: o.tenant},
 			"gateway.v0":    &marker{Frontend: images, tenant: o.tenant},
 		},
-		CacheManager: solver.NewCacheManager(ctx, "local", results, buildkit.NewCacheResultStorage(workers)),
+		CacheManager: o.results,
 		ResolveCacheExporterFuncs: map[string]remotecache.ResolveCacheExporterFunc{
 			"registry": registrycache.ResolveCacheExporterFunc(o.sessions, hosts),
 			"local":    localcache.ResolveCacheExporterFunc(o.sessions),
@@ -249,6 +289,7 @@ func (t *tenant) session(ctx context.Context, _ string, meta map[string][]string
 }
 
 func (t *tenant) close() error {
+	t.leave()
 	t.closed()
 	err := t.client.Close()
 	t.server.Stop()

@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -14,6 +15,9 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/limits"
 )
 
 // A vertex is the cache manager of one step: it sees which files the step
@@ -113,8 +117,25 @@ func (e *vertexExecutor) Run(ctx context.Context, id string, root executor.Mount
 	rec, err := v.worker.WorkerOpt.Executor.Run(context.WithValue(ctx, vertexKey{}, v), id, root, mounts, process, started)
 	if err != nil {
 		v.failed.Store(true)
+		v.stopped(ctx, err)
 	}
 	return rec, err
+}
+
+// stopped ends the builds that wait for a step that the limit has stopped.
+func (v *vertex) stopped(ctx context.Context, err error) {
+	size, ok := errors.AsType[*limits.SizeError](err)
+	if !ok {
+		return
+	}
+	v.mu.Lock()
+	refs := v.refs
+	v.mu.Unlock()
+	for _, r := range refs {
+		for _, b := range v.worker.tenant.builds.of(r.group) {
+			b.stop(failure.At(b.tooLarge(ctx, r, size), failure.Build, b.lines.of(v.digest).Line))
+		}
+	}
 }
 
 // Exec implements BuildKit's executor.

@@ -1,7 +1,10 @@
 package buildkit
 
 import (
+	"archive/tar"
 	"context"
+	"errors"
+	"io"
 	"path/filepath"
 	"strings"
 	"time"
@@ -10,6 +13,7 @@ import (
 	"github.com/moby/buildkit/cache"
 
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
+	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/builder/rootfs"
 	"github.com/slipwayhq/slipway/limits"
 )
@@ -141,6 +145,33 @@ func (d *gauged) measure(ctx context.Context) error {
 		return nil
 	}
 	return &limits.SizeError{Report: limits.Report{Total: d.most - room + used, Max: d.most, Path: at}}
+}
+
+// tooLarge counts a stopped step's files like a layer's, on top of what it began
+// with, so that the report has their paths too.
+func (b *build) tooLarge(ctx context.Context, r *vertexRef, seen *limits.SizeError) error {
+	dir := r.vertex.worker.upper(ctx, r.MutableRef)
+	if dir == "" {
+		return seen
+	}
+	ledger := limits.NewLedger(b.job.MaxSize)
+	if r.parent != nil {
+		layers, err := b.counted(ctx, r.parent, b.lines.under(r.vertex.digest))
+		if err != nil {
+			return seen
+		}
+		for _, l := range layers {
+			if err := layer.Charge(b.ctx, b.tenant.cache, l, ledger); err != nil {
+				return err
+			}
+		}
+	}
+	account := ledger.Begin(b.lines.of(r.vertex.digest))
+	err := rootfs.WriteUpper(ctx, tar.NewWriter(io.Discard), dir, account.Entry)
+	if exact, ok := errors.AsType[*limits.SizeError](err); ok {
+		return exact
+	}
+	return seen
 }
 
 // below returns what tells how much a step began with: the sum of the ledgers

@@ -26,6 +26,7 @@ import (
 	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/classic"
+	"github.com/slipwayhq/slipway/builder/classic/casetest"
 	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/builder/sandbox"
@@ -203,19 +204,10 @@ func (w *world) destination(_ context.Context, name, _ string, _ func(context.Co
 
 // pushBase puts fid/base:1 into the registry, as docker import makes it.
 func (w *world) pushBase() {
-	file := filepath.Join(w.root, "base.tar")
-	if out, err := exec.CommandContext(w.tb.Context(), "bash", "testdata/cases/_base/mkbase.sh", file).CombinedOutput(); err != nil {
-		w.tb.Fatalf("mkbase.sh: %v\n%s", err, out)
-	}
-	plain, err := os.ReadFile(file)
-	w.must(err)
-	w.push("fid/base", "1", dockerspec.DockerOCIImage{
-		Image: ocispec.Image{
-			Platform: ocispec.Platform{OS: "linux", Architecture: goarch},
-			History:  []ocispec.History{{Comment: "Imported from -"}},
-		},
-		Config: dockerspec.DockerOCIImageConfig{ImageConfig: ocispec.ImageConfig{Cmd: []string{"/bin/sh"}}},
-	}, plain)
+	raw, plain := casetest.Base(w.tb, casesDir)
+	var config dockerspec.DockerOCIImage
+	w.must(json.Unmarshal(raw, &config))
+	w.push("fid/base", "1", config, plain)
 }
 
 // push puts an image of uncompressed layers into the registry.

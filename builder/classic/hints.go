@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/slipwayhq/slipway/builder/base"
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/sandbox"
@@ -117,4 +119,15 @@ func startHint(err error) string {
 		return "make the user in a RUN step before USER, or give USER a number"
 	}
 	return "check that the image has the program, and its PATH"
+}
+
+// exitHint says what to look at when a command failed. The kernel kills what
+// runs out of memory, and nobody is left to say so.
+func exitHint(code int, l sandbox.Limits) string {
+	const killed, cached = 128 + int(unix.SIGKILL), "steps before this one stay cached"
+	if code == killed && l.Memory > 0 {
+		return fmt.Sprintf("the command was killed; most likely it ran out of memory, of which a step has %.3g GB (the daemon's --build-memory); %s",
+			float64(l.Memory)/1e9, cached)
+	}
+	return "the output above says why; " + cached
 }

@@ -60,3 +60,19 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 }
+
+// Whatever the version of cgroups, running out of memory is told from another
+// failure.
+func TestOutOfMemory(t *testing.T) {
+	w := newWorld(t)
+	w.opts.Limits.Memory = 32e6
+	for script, want := range map[string]string{
+		"x=; while :; do x=$x$x-; done": "ran out of memory, of which a step has 0.032 GB (the daemon's --build-memory)",
+		"exit 7":                        "the output above says why",
+	} {
+		e := w.build(t.Context(), request{dir: t.TempDir(), dockerfile: "FROM fid/base:1\nRUN " + script}).Error
+		if e == nil || !strings.Contains(e.Hint, want) {
+			t.Errorf("%s: %q, hint %q; want %q", script, e.GetMessage(), e.GetHint(), want)
+		}
+	}
+}

@@ -1,24 +1,17 @@
 package classic_test
 
 import (
-	"archive/tar"
-	"crypto/sha256"
-	"encoding/hex"
+	"bytes"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"os"
-	"path"
 	"runtime"
-	"strconv"
 	"strings"
-	"time"
 
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/slipwayhq/slipway/builder/classic/casetest"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
 
@@ -45,19 +38,7 @@ func (o *outcome) exitCode() int {
 	return 1
 }
 
-// A node is one path of an image, as the cases' expected.json has it.
-type node struct {
-	Type   string            `json:"t"`
-	Mode   string            `json:"mode"`
-	Own    string            `json:"own"`
-	Size   int64             `json:"size,omitempty"`
-	SHA256 string            `json:"sha256,omitempty"`
-	Link   string            `json:"link,omitempty"`
-	MTime  string            `json:"mtime,omitempty"`
-	Device string            `json:"dev,omitempty"`
-	Xattrs map[string]string `json:"xattr,omitempty"`
-	Path   string            `json:"path,omitempty"`
-}
+type node = casetest.Node
 
 // An image is one read back from the registry.
 type image struct {
@@ -80,6 +61,15 @@ func (o *outcome) pull() *image {
 
 func (w *world) pull(name, tag string) *image {
 	w.tb.Helper()
+	got := w.read(name, tag)
+	img := &image{raw: got.Config, layers: got.Layers, tree: got.Tree}
+	w.must(json.Unmarshal(img.raw, &img.config))
+	return img
+}
+
+// read reads an image that the registry has.
+func (w *world) read(name, tag string) *casetest.Image {
+	w.tb.Helper()
 	ctx := w.tb.Context()
 	repo, err := w.registry.Repository(name)
 	w.must(err)
@@ -87,115 +77,16 @@ func (w *world) pull(name, tag string) *image {
 	w.must(err)
 	var m ocispec.Manifest
 	w.must(json.Unmarshal(raw, &m))
-	img := &image{tree: map[string]node{}}
-	file, _, err := repo.Blob(ctx, m.Config.Digest)
-	w.must(err)
-	img.raw, err = os.ReadFile(file)
-	w.must(err)
-	w.must(json.Unmarshal(img.raw, &img.config))
+	blob := func(d digest.Digest) []byte {
+		file, _, err := repo.Blob(ctx, d)
+		w.must(err)
+		content, err := os.ReadFile(file)
+		w.must(err)
+		return content
+	}
+	img := casetest.NewImage(blob(m.Config.Digest))
 	for _, l := range m.Layers {
-		file, _, err := repo.Blob(ctx, l.Digest)
-		w.must(err)
-		nodes, err := readLayer(file)
-		w.must(err)
-		img.layers = append(img.layers, nodes)
-		flatten(img.tree, nodes)
+		w.must(img.Add(bytes.NewReader(blob(l.Digest))))
 	}
 	return img
-}
-
-// recent is how old what a build made may be.
-const recent = time.Hour
-
-func readLayer(file string) ([]node, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	plain, err := compression.DecompressStream(f)
-	if err != nil {
-		return nil, err
-	}
-	defer plain.Close()
-	var nodes []node
-	for tr := tar.NewReader(plain); ; {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return nodes, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		n, err := newNode(h, tr)
-		if err != nil {
-			return nil, err
-		}
-		nodes = append(nodes, n)
-	}
-}
-
-var nodeTypes = map[byte]string{
-	tar.TypeReg: "f", tar.TypeDir: "d", tar.TypeSymlink: "l", tar.TypeLink: "h", tar.TypeFifo: "p", tar.TypeChar: "c", tar.TypeBlock: "b",
-}
-
-func newNode(h *tar.Header, r io.Reader) (node, error) {
-	n := node{
-		Type: nodeTypes[h.Typeflag], Mode: fmt.Sprintf("%04o", h.Mode), Own: fmt.Sprintf("%d:%d", h.Uid, h.Gid),
-		Link: h.Linkname, Path: path.Clean("/" + h.Name), MTime: strconv.FormatInt(h.ModTime.Unix(), 10),
-	}
-	if time.Since(h.ModTime) < recent {
-		n.MTime = "now"
-	}
-	if h.Typeflag == tar.TypeReg {
-		sum := sha256.New()
-		size, err := io.Copy(sum, r)
-		if err != nil {
-			return n, err
-		}
-		n.Size, n.SHA256 = size, hex.EncodeToString(sum.Sum(nil))
-	}
-	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
-		n.Device = fmt.Sprintf("%d:%d", h.Devmajor, h.Devminor)
-	}
-	for k, v := range h.PAXRecords {
-		if name, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok {
-			if n.Xattrs == nil {
-				n.Xattrs = map[string]string{}
-			}
-			n.Xattrs[name] = hex.EncodeToString([]byte(v))
-		}
-	}
-	return n, nil
-}
-
-// flatten applies a layer to a tree.
-func flatten(tree map[string]node, layer []node) {
-	for _, n := range layer {
-		dir, name := path.Split(n.Path)
-		gone, whiteout := strings.CutPrefix(name, ".wh.")
-		if name == ".wh..wh..opq" {
-			removeBelow(tree, path.Clean(dir))
-		} else if whiteout {
-			delete(tree, dir+gone)
-			removeBelow(tree, dir+gone)
-		}
-	}
-	for _, n := range layer {
-		if strings.HasPrefix(path.Base(n.Path), ".wh.") {
-			continue
-		}
-		if n.Type != "d" {
-			removeBelow(tree, n.Path)
-		}
-		tree[n.Path] = n
-	}
-}
-
-func removeBelow(tree map[string]node, dir string) {
-	for p := range tree {
-		if strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/") {
-			delete(tree, p)
-		}
-	}
 }

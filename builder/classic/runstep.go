@@ -239,7 +239,7 @@ func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error 
 			Message: fmt.Sprintf("the daemon's disk is full, and the command returned a non-zero code: %d", code),
 			Hint:    "free disk space or run slipway cache prune, then deploy again; finished steps stay cached"}
 	case code != 0:
-		e := failure.Userf(failure.StepFailed, "the output above says why; steps before this one stay cached",
+		e := failure.Userf(failure.StepFailed, exitHint(code, p.sandbox.Limits),
 			"The command '%s' returned a non-zero code: %d", strings.Join(p.sandbox.Args, " "), code)
 		e.ExitCode = code
 		return e

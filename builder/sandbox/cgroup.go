@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,9 +23,13 @@ const cgroupRoot = "/sys/fs/cgroup"
 type cgroups struct {
 	parent      string   // below which each container has its own
 	hierarchies []string // mount points
+	options     []string // of those mounts: they name the controllers of version 1
 	unified     bool     // version 2 only
 	swap        bool     // swap can be limited
 }
+
+// vacated is the cgroup that gets the processes of a root that must have none.
+const vacated = "slipway-init"
 
 func findCgroups(parent string) (cgroups, error) {
 	c := cgroups{parent: parent}
@@ -34,6 +39,7 @@ func findCgroups(parent string) (cgroups, error) {
 	}
 	for _, m := range mounts {
 		c.hierarchies = append(c.hierarchies, m.Mountpoint)
+		c.options = append(c.options, strings.Split(m.VFSOptions, ",")...)
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(cgroupRoot, &st); err != nil {
@@ -42,6 +48,78 @@ func findCgroups(parent string) (cgroups, error) {
 	c.unified = st.Type == unix.CGROUP2_SUPER_MAGIC
 	c.swap = c.unified || exists(filepath.Join(cgroupRoot, "memory/memory.memsw.limit_in_bytes"))
 	return c, nil
+}
+
+// prepare makes the parent. In version 2 that is how to see what can be limited.
+func (c *cgroups) prepare() error {
+	if !c.unified {
+		return nil
+	}
+	dir := cgroupRoot
+	for name := range strings.SplitSeq(strings.Trim(c.parent, "/"), "/") {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
+			return err
+		}
+		dir = filepath.Join(dir, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+	}
+	c.swap = limitsSwap(dir)
+	return nil
+}
+
+// limitsSwap reports whether dir, a group of version 2, can limit swap. Kernels
+// built without swap cannot, and runc fails when it is told to.
+func limitsSwap(dir string) bool {
+	return exists(filepath.Join(dir, "memory.swap.max")) || !exists(filepath.Join(dir, "memory.max"))
+}
+
+// missing returns the controllers of limits that the machine lacks.
+func (c *cgroups) missing() []string {
+	have := c.options
+	if c.unified {
+		names, _ := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
+		have = strings.Fields(string(names))
+	}
+	return slices.DeleteFunc([]string{"cpu", "memory", "pids"}, func(name string) bool {
+		return slices.Contains(have, name)
+	})
+}
+
+// occupants returns the processes that keep the kernel from counting what is
+// below the root: in version 2, a group whose children are counted has no
+// processes of its own. The root of the machine is exempt and has no type; that
+// of a container is a group like others.
+func (c *cgroups) occupants() []string {
+	if !c.unified || !exists(filepath.Join(cgroupRoot, "cgroup.type")) {
+		return nil
+	}
+	procs, _ := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.procs"))
+	return strings.Fields(string(procs))
+}
+
+// vacate moves the occupants out of the root, as often as others were forked
+// meanwhile.
+func (c *cgroups) vacate() error {
+	const rounds = 100
+	dir := filepath.Join(cgroupRoot, vacated)
+	for range rounds {
+		procs := c.occupants()
+		if len(procs) == 0 {
+			return nil
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+		for _, pid := range procs {
+			err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid), 0)
+			if err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("move process %s out of the root: %w", pid, err)
+			}
+		}
+	}
+	return fmt.Errorf("processes keep coming to %s", cgroupRoot)
 }
 
 // remove kills everything below the parent and removes it.

@@ -89,6 +89,14 @@ func (r *Runner) checkCgroups() Check {
 			return Check{Name: "cgroups", Detail: mnt + " is read-only", Hint: "run the daemon with a writable cgroup file system"}
 		}
 	}
+	if missing := r.cgroups.missing(); len(missing) > 0 {
+		c.OK, c.Detail = false, c.Detail+" without "+strings.Join(missing, ", ")
+		c.Hint = "let the kernel or the container that the daemon runs in have these controllers: their limits cannot be set"
+	}
+	if n := len(r.cgroups.occupants()); n > 0 {
+		c.OK, c.Detail = false, fmt.Sprintf("version 2, with %d processes in %s itself: nothing below it can be limited", n, cgroupRoot)
+		c.Hint = "restart the daemon: it moves them to a group of their own, or logs why it cannot"
+	}
 	return c
 }
 

@@ -113,7 +113,7 @@ func (s *bundle) writeProcess(container *bundle, c *Command) (string, error) {
 // another returns the configuration of one more process in a container.
 func (s *bundle) another(c *Command) (*specs.Process, error) {
 	p := *s.first
-	p.Args, p.Terminal = c.Args, c.Terminal != nil
+	p.Args, p.Terminal, p.ConsoleSize = c.Args, c.Terminal != nil, c.Terminal.box()
 	who, set := *s.spec, s.env
 	if c.User != "" {
 		var err error

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
@@ -16,6 +17,15 @@ type Terminal struct {
 
 // A Size is that of a terminal, in characters. Zero is unknown.
 type Size struct{ Rows, Cols uint16 }
+
+// box is the size in the runtime's configuration: the process shall see it from
+// the beginning, and not only when the runtime gets to it.
+func (t *Terminal) box() *specs.Box {
+	if t == nil || t.Size == (Size{}) {
+		return nil
+	}
+	return &specs.Box{Height: uint(t.Size.Rows), Width: uint(t.Size.Cols)}
+}
 
 // openPTY opens both ends of a terminal that passes everything on as it is: the
 // process has one of its own behind it, which the runtime makes.

@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	cfs "github.com/containerd/continuity/fs"
 	"golang.org/x/sys/unix"
@@ -56,7 +57,7 @@ func removeWhiteouts(upper string) error {
 	defer root.Close()
 	for _, name := range append([]string{"etc/mtab"}, initFiles...) {
 		info, err := root.Lstat(name)
-		if err != nil || info.Mode().Type() != fs.ModeDevice|fs.ModeCharDevice || info.Sys().(*unix.Stat_t).Rdev != 0 {
+		if err != nil || info.Mode().Type() != fs.ModeDevice|fs.ModeCharDevice || info.Sys().(*syscall.Stat_t).Rdev != 0 {
 			continue
 		}
 		if err := removeKeepingTimes(root, name); err != nil {

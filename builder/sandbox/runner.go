@@ -48,7 +48,15 @@ func New(ctx context.Context, opts Options) (*Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
+	if err := r.cgroups.vacate(); err != nil {
+		r.log.Warn("no RUN step can run: the root of cgroups has processes", "error", err) // Check says so too
+	}
 	err = r.sweep(ctx)
+	if err == nil {
+		if failed := r.cgroups.prepare(); failed != nil {
+			r.log.Warn("memory of RUN steps cannot be limited", "error", failed)
+		}
+	}
 	if err == nil && r.opts.Network == Sandbox {
 		err = r.network.start(ctx)
 	}

@@ -98,6 +98,10 @@ func TestMain(m *testing.M) {
 		victim(root)
 		return
 	}
+	if root := os.Getenv(containedRoot); root != "" {
+		contained(root)
+		return
+	}
 	code := m.Run()
 	if shared.runner != nil {
 		if err := errors.Join(shared.runner.Close(context.Background()), os.RemoveAll(shared.root)); err != nil {

@@ -59,11 +59,11 @@ func (c *container) spec() (*specs.Spec, error) {
 		Hostname: c.hostname,
 		Root:     &specs.Root{Path: c.rootfs, Readonly: c.process.ReadOnlyRoot},
 		Process: &specs.Process{
-			Terminal: c.process.Terminal != nil,
-			Args:     c.process.Args,
-			Env:      c.env,
-			Cwd:      c.process.dir(),
-			User:     c.specUser(),
+			Terminal: c.process.Terminal != nil, ConsoleSize: c.process.Terminal.box(),
+			Args: c.process.Args,
+			Env:  c.env,
+			Cwd:  c.process.dir(),
+			User: c.specUser(),
 			Capabilities: &specs.LinuxCapabilities{
 				Bounding:  capabilities,
 				Effective: capabilities,

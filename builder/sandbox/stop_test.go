@@ -13,6 +13,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/slipwayhq/slipway/builder/sandbox"
 	"golang.org/x/sys/unix"
 )
@@ -141,6 +142,7 @@ func victim(root string) {
 		Mounts: []sandbox.Mount{
 			{Target: "/new/secret", Data: []byte("x")},
 			{Target: "/new/data", Source: filepath.Join(root, "lower/data"), Discard: true},
+			{Target: "/new/stack", Stack: []mount.Mount{{Type: "bind", Source: filepath.Join(root, "lower"), Options: []string{"rbind"}}}, Select: "data"},
 			{Target: "/new/agent", Dial: func(context.Context) (io.ReadWriteCloser, error) { return nil, io.EOF }},
 		},
 		Stdout: os.Stdout,

@@ -77,7 +77,7 @@ func TestDeployServesWantsAndAsks(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(os.Getenv("DOCKER_CONFIG"), "config.json"), []byte(`{"auths":{"registry.example.com":{"auth":"`+auth+`"}}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.want(0, "deploy", dir, "--build-secret", "npm=hush", "--build-arg", "A=1", "--label", "x=y", "--image-label", "v1", "--compression", "zstd", "--compression-level", "3", "--push-to", "r.example/x", "--push-to", "r.example/y")
+	c.want(0, "deploy", dir, "--build-secret", "npm=hush", "--build-arg", "A=1", "--label", "x=y", "--label", "empty", "--image-label", "v1", "--compression", "zstd", "--compression-level", "3", "--push-to", "r.example/x", "--push-to", "r.example/y")
 	if content["a"] != "alpha" || content["b"] != strings.Repeat("beta", 1000) || content["skip"] != "" {
 		t.Errorf("contents that arrived: %d and %d bytes, ignored file %q", len(content["a"]), len(content["b"]), content["skip"])
 	}
@@ -92,7 +92,7 @@ func TestDeployServesWantsAndAsks(t *testing.T) {
 	}
 	level := int32(3)
 	want := &slipwayv1.Start{
-		App: "shop", BuildArgs: map[string]string{"A": "1"}, Labels: map[string]string{"x": "y"}, Tag: "v1", Push: true, Release: true,
+		App: "shop", BuildArgs: map[string]string{"A": "1"}, Labels: map[string]string{"x": "y", "empty": ""}, Tag: "v1", Push: true, Release: true,
 		Compression: &slipwayv1.Compression{Type: slipwayv1.CompressionType_COMPRESSION_TYPE_ZSTD, Level: &level},
 		Targets:     []string{"r.example/x", "r.example/y"}, SecretIds: []string{"npm"}, ClientVersion: "test",
 		Dockerfile: &slipwayv1.Dockerfile{Name: "Dockerfile", Content: []byte("FROM scratch\nCOPY . /\n")},

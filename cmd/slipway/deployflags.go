@@ -62,7 +62,7 @@ func (o *deployFlags) register(cmd *cobra.Command) {
 	f.StringArrayVar(&o.buildSecrets, "build-secret", nil, "`NAME=VALUE` for RUN --mount=type=secret, or id=NAME,src=FILE, or id=NAME,env=VARIABLE; repeatable")
 	f.StringArrayVar(&o.ssh, "ssh", nil, "`ID[=SOCKET|KEYFILE,…]` of an SSH agent for RUN --mount=type=ssh; default alone forwards $SSH_AUTH_SOCK; repeatable")
 	f.StringVar(&o.target, "build-target", "", "`STAGE` to build (default the last)")
-	f.StringArrayVar(&o.labels, "label", nil, "`NAME=VALUE` to label the image with")
+	f.StringArrayVar(&o.labels, "label", nil, "`NAME=VALUE` to label the image with; NAME alone has an empty value")
 	f.StringVar(&o.imageLabel, "image-label", "", "`TAG` of the image (default deployment-<ULID>)")
 	f.BoolVar(&o.noCache, "no-cache", false, "run every step, cached or not")
 	f.StringSliceVar(&o.noCacheStages, "no-cache-filter", nil, "run every step of `STAGE`, cached or not; repeatable, also with commas")
@@ -218,15 +218,16 @@ func (o *deployFlags) compress(s *slipwayv1.Start) error {
 }
 
 // pairs reads NAME=VALUE. Where getenv is given, NAME alone takes its value
-// from the environment, and is left out if that has none.
+// from the environment, and is left out if that has none; else it has an empty
+// one.
 func pairs(flag string, specs []string, getenv func(string) string) (map[string]string, error) {
 	m := make(map[string]string, len(specs))
 	for _, spec := range specs {
 		name, value, ok := strings.Cut(spec, "=")
-		if name == "" || !ok && getenv == nil {
+		if name == "" {
 			return nil, client.UserError(fmt.Sprintf("%s %q: want NAME=VALUE", flag, spec), "")
 		}
-		if !ok {
+		if !ok && getenv != nil {
 			if value = getenv(name); value == "" {
 				continue
 			}

@@ -42,6 +42,14 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 	return nil
 }
 
+// openLodgers opens what of BuildKit keeps things of an org in the cache.
+func (d *daemon) openLodgers(ctx context.Context, org string) error {
+	if d.buildkit == nil {
+		return nil // the daemon is starting: nobody can have asked yet but for room
+	}
+	return d.buildkit.Open(ctx, org)
+}
+
 // outward is how the daemon reaches what builds name: by the rules that bind
 // their steps.
 func (d *daemon) outward() (http.RoundTripper, classic.Dial) {
@@ -65,8 +73,19 @@ func (d *daemon) inside() http.RoundTripper {
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = s.Serve(pipe) })
 	d.closing(func() error { err := s.Close(); serving.Wait(); return err })
-	return &http.Transport{
+	return insider{&http.Transport{
 		DialContext:  func(ctx context.Context, _, _ string) (net.Conn, error) { return pipe.DialContext(ctx) },
 		MaxIdleConns: 8, IdleConnTimeout: time.Minute,
-	}
+	}}
+}
+
+// An insider's requests come with a password, since a registry does not ask who
+// sends none. It is none that would do elsewhere.
+type insider struct{ http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (i insider) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.SetBasicAuth("inside", "inside")
+	return i.RoundTripper.RoundTrip(r)
 }

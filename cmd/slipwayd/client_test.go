@@ -21,6 +21,7 @@ const (
 	exitTooLarge    = 4
 	exitRegistry    = 5
 	exitUnavailable = 6
+	exitNetwork     = 7
 	exitCancelled   = 130
 )
 
@@ -205,6 +206,7 @@ type event struct {
 	Data        string `json:"data"`
 	Message     string `json:"message"`
 	Hint        string `json:"hint"`
+	Line        int    `json:"line"`
 	Position    int    `json:"position"`
 	SentFiles   int    `json:"sent_files"`
 	RootFSDelta int64  `json:"rootfs_delta"`

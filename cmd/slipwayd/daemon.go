@@ -182,7 +182,7 @@ func (d *daemon) openMetrics(context.Context) error {
 func (d *daemon) openCache(ctx context.Context) (err error) {
 	d.cache, err = layercache.Open(ctx, layercache.Options{
 		Root: d.dir("cache"), MaxBytes: d.config.cacheBytes, MinFree: d.config.cacheFreeBytes,
-		Log: d.log.With("part", "cache"), OnEvict: d.counts.Evicted,
+		Log: d.log.With("part", "cache"), OnEvict: d.counts.Evicted, OpenLodgers: d.openLodgers,
 	})
 	if err != nil {
 		return fmt.Errorf("cache: %w", err)

@@ -229,9 +229,11 @@ func (d *daemon) leftovers() []string {
 			}
 		}
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/slipway-" + d.network + "/*/cgroup.procs")
-	for _, g := range groups {
-		left = append(left, "cgroup "+g)
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} { // version 2 and 1
+		groups, _ := filepath.Glob(root + "/slipway-" + d.network + "/*/cgroup.procs")
+		for _, g := range groups {
+			left = append(left, "cgroup "+g)
+		}
 	}
 	return left
 }

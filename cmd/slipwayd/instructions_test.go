@@ -33,6 +33,8 @@ type recipe struct {
 	check func(t *testing.T, c v1.Config)
 	exit  int    // of the deploy, if it must fail
 	code  string // of the error then
+
+	buildkit string // why BuildKit makes another image of it; empty if it does not
 }
 
 var recipes = []recipe{
@@ -88,8 +90,9 @@ var recipes = []recipe{
 				t.Errorf("Env %q, want %q after the base's", c.Env, want)
 			}
 		}},
-	{name: "ARG does not cross stages", lines: []string{"FROM busybox AS a", "ARG X=1", "RUN echo $X > /x", "FROM a", "RUN echo [$X] > /f"}, want: map[string]string{"f": "[]\n"}},
-	{name: "config", args: []string{"--label", "from=flag", "--label", "b=flag"}, lines: []string{"FROM busybox", `LABEL a=1 b="two words"`, "MAINTAINER somebody <s@example.com>", "WORKDIR /w", "USER app:extra",
+	{name: "ARG does not cross stages", lines: []string{"FROM busybox AS a", "ARG X=1", "RUN echo $X > /x", "FROM a", "RUN echo [$X] > /f"}, want: map[string]string{"f": "[]\n"},
+		buildkit: "BuildKit's stages inherit the ARGs of the stage that they begin with"},
+	{name: "config", buildkit: "BuildKit sets ArgsEscaped", args: []string{"--label", "from=flag", "--label", "b=flag"}, lines: []string{"FROM busybox", `LABEL a=1 b="two words"`, "MAINTAINER somebody <s@example.com>", "WORKDIR /w", "USER app:extra",
 		"EXPOSE 80 53/udp", "VOLUME /data /more", `SHELL ["/bin/sh", "-ec"]`, "STOPSIGNAL SIGUSR1", "HEALTHCHECK --interval=5s --timeout=1s --retries=2 CMD wget -q localhost", `ENTRYPOINT ["/bin/echo"]`, "CMD hello $HOME", "ONBUILD RUN echo triggered > /triggered"},
 		check: func(t *testing.T, c v1.Config) {
 			want := v1.Config{
@@ -106,7 +109,7 @@ var recipes = []recipe{
 		}, want: map[string]string{"w": "/"}},
 	{name: "USER and SHELL of RUN", lines: []string{"FROM busybox", "USER app", "RUN id -u > /tmp/uid; id -G > /tmp/groups; echo $HOME > /tmp/home", "USER 0", `SHELL ["/bin/sh", "-c", "echo shell > /tmp/shell; eval \"$0\""]`, "RUN echo run > /tmp/run"},
 		want: map[string]string{"tmp/uid": "1000\n", "tmp/groups": "1000 2000\n", "tmp/home": "/home/app\n", "tmp/shell": "shell\n", "tmp/run": "run\n"}},
-	{name: "VOLUME drops later writes of RUN", files: tree{"a": "a"}, lines: []string{"FROM busybox", "RUN mkdir /v && echo before > /v/before", "VOLUME /v", "RUN echo after > /v/after", "COPY a /v/copied"},
+	{name: "VOLUME drops later writes of RUN", buildkit: "BuildKit's VOLUME is part of the config and nothing else", files: tree{"a": "a"}, lines: []string{"FROM busybox", "RUN mkdir /v && echo before > /v/before", "VOLUME /v", "RUN echo after > /v/after", "COPY a /v/copied"},
 		want: map[string]string{"v/before": "before\n", "v/after": "!", "v/copied": "a"}},
 	{name: "escape directive and comments", lines: []string{"# escape=`", "FROM busybox", "RUN echo a `", "  > /f"}, want: map[string]string{"f": "a\n"}},
 

@@ -1,0 +1,193 @@
+package buildkit
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/cache/metadata"
+	"github.com/moby/buildkit/client"
+
+	"github.com/slipwayhq/slipway/layercache"
+)
+
+// A Lodger is a worker's cache manager as layercache sees it.
+type Lodger struct {
+	Manager  cache.Manager
+	Metadata *metadata.Store // that of Manager
+
+	// ReleaseUnreferenced drops what the solver has noted of records that are
+	// gone, as its cache manager's method does. Nil means that there is no solver.
+	ReleaseUnreferenced func(context.Context) error
+}
+
+var _ layercache.Lodger = (*Lodger)(nil)
+
+// Records implements [layercache.Lodger]. Like any look at BuildKit's disk usage
+// it takes references for as long as it weighs what was not weighed since its
+// last use.
+func (l *Lodger) Records(ctx context.Context) ([]layercache.LodgerRecord, error) {
+	usage, err := l.Manager.DiskUsage(ctx, client.DiskUsageInfo{})
+	if err != nil {
+		return nil, fmt.Errorf("buildkit's records: %w", err)
+	}
+	notes, err := l.notes()
+	if err != nil {
+		return nil, fmt.Errorf("buildkit's records: %w", err)
+	}
+	recs := make([]layercache.LodgerRecord, 0, len(usage))
+	for _, u := range usage {
+		recs = append(recs, record(u, notes[u.ID]))
+	}
+	return recs, nil
+}
+
+func record(u *client.UsageInfo, n *note) layercache.LodgerRecord {
+	rec := layercache.LodgerRecord{
+		ID: u.ID, What: what(u), Bytes: max(0, u.Size), Used: u.CreatedAt, Parents: u.Parents, InUse: u.InUse,
+		Leases: []string{u.ID, u.ID + "-variants"},
+	}
+	if u.LastUsedAt != nil {
+		rec.Used = *u.LastUsedAt
+	}
+	if n != nil {
+		rec.Apps = n.apps
+	}
+	if u.Mutable || n != nil && n.mutable != "" {
+		rec.Loose = rec.Bytes
+	}
+	return rec
+}
+
+// Evict implements [layercache.Lodger].
+func (l *Lodger) Evict(ctx context.Context, ids []string) ([]string, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	// The manager has its lock while it sends: what comes is taken at once.
+	ch := make(chan client.UsageInfo)
+	var gone []string
+	taken := make(chan struct{})
+	go func() {
+		defer close(taken)
+		for u := range ch {
+			gone = append(gone, u.ID)
+		}
+	}()
+	err := l.Manager.Prune(ctx, ch, client.PruneInfo{All: true, Filter: []string{anyOf(ids)}})
+	close(ch)
+	<-taken
+	if len(gone) > 0 && l.ReleaseUnreferenced != nil {
+		if err2 := l.ReleaseUnreferenced(ctx); err == nil {
+			err = err2
+		}
+	}
+	if err != nil {
+		return gone, fmt.Errorf("evict buildkit's records: %w", err)
+	}
+	return gone, nil
+}
+
+// anyOf is a filter for records by their ids. It is one expression, because the
+// manager tries each of a list's on each record, for every few that it removes.
+func anyOf(ids []string) string {
+	quoted := make([]string, len(ids))
+	for i, id := range ids {
+		quoted[i] = regexp.QuoteMeta(id)
+	}
+	return "id~=" + strconv.Quote("^(?:"+strings.Join(quoted, "|")+")$")
+}
+
+// what names a record for people. Addresses are shown without credentials and
+// queries: what is evicted is logged.
+func what(u *client.UsageInfo) string {
+	words := strings.Fields(u.Description)
+	for i, w := range words {
+		if at := strings.Index(w, "://"); at >= 0 {
+			words[i] = bare(w)
+		}
+	}
+	text := []rune(strings.Join(words, " "))
+	if len(text) > maxWhat {
+		text = append(text[:maxWhat], '…')
+	}
+	if len(text) == 0 {
+		return "buildkit " + u.ID
+	}
+	return "buildkit " + string(text)
+}
+
+// maxWhat is how much is shown of a description.
+const maxWhat = 120
+
+func bare(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "…"
+	}
+	u.User, u.RawQuery, u.Fragment, u.RawFragment = nil, "", "", ""
+	return u.String()
+}
+
+// appKey begins the keys, and the indexes, under which a record's apps are. Each
+// app has its own key: no two writers need to agree.
+const appKey = "slipway.app:"
+
+// setApp notes that an app uses a record. What a [cache.MutableRef] is noted of
+// counts for the ref that its Commit returns, and the other way round, until that
+// is finalized: note it of that as well. No app is noted of nothing.
+func setApp(md cache.RefMetadata, app string) error {
+	key := appKey + app
+	if app == "" || md.GetString(key) == app {
+		return nil
+	}
+	return md.SetString(key, app, key)
+}
+
+// A note is what the metadata says of a record besides its usage.
+type note struct {
+	apps    []string
+	mutable string // the record that has its snapshot, which is not committed
+}
+
+func (l *Lodger) notes() (map[string]*note, error) {
+	all, err := l.Metadata.All()
+	if err != nil {
+		return nil, err
+	}
+	notes := make(map[string]*note, len(all))
+	for _, item := range all {
+		notes[item.ID()] = &note{apps: appsOf(item), mutable: stringOf(item, "cache.equalMutable")}
+	}
+	for _, n := range notes {
+		if twin := notes[n.mutable]; twin != nil {
+			twin.apps = slices.Compact(slices.Sorted(slices.Values(append(twin.apps, n.apps...))))
+			n.apps = twin.apps
+		}
+	}
+	return notes, nil
+}
+
+// appsOf returns the apps that use a record.
+func appsOf(item *metadata.StorageItem) []string {
+	var apps []string
+	for _, key := range item.Keys() {
+		if app, ok := strings.CutPrefix(key, appKey); ok {
+			apps = append(apps, app)
+		}
+	}
+	slices.Sort(apps)
+	return apps
+}
+
+func stringOf(item *metadata.StorageItem, key string) (s string) {
+	if v := item.Get(key); v != nil && v.Unmarshal(&s) != nil {
+		return ""
+	}
+	return s
+}

@@ -1,0 +1,256 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+)
+
+// What the classic pipeline makes of a Dockerfile, BuildKit makes too.
+func TestBuildKitInstructions(t *testing.T) {
+	t.Parallel()
+	d, _ := startWithBusybox(t)
+	for i, r := range recipes {
+		if r.buildkit != "" {
+			continue
+		}
+		r.args = append(slices.Clone(r.args), "--buildkit")
+		t.Run(r.name, func(t *testing.T) { r.run(t, d, fmt.Sprint("recipe", i)) })
+	}
+}
+
+// stages is a build of some steps that are cached one by one.
+func stages() tree {
+	return dockerfile("FROM busybox AS made", "ARG GREETING=hello", "COPY src /src", "RUN echo $GREETING > /greeting && cat /src/* > /all",
+		"FROM busybox", "LABEL from=file", "COPY --from=made /greeting /all /", "RUN echo last > /last").
+		and("src/a", "A\n").and("src/b", "B\n")
+}
+
+func TestBuildKit(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	dir := stages().write(t)
+	args := []string{"--buildkit", "--build-arg", "GREETING=hi", "--label", "by=flag"}
+	first := c.deploy("kit", dir, args...)
+	if first.Pipeline != "buildkit" || first.RootFS <= 0 || first.CompressedBytes <= 0 || first.Steps != 5 || len(first.Layers) != 3 || first.Context.SentFiles != 2 {
+		t.Errorf("result %+v", first.result)
+	}
+	image := d.pull(first)
+	root := unpack(t, image)
+	for path, want := range map[string]string{"greeting": "hi\n", "all": "A\nB\n", "last": "last\n"} {
+		if got := stat(t, root, path); got != want {
+			t.Errorf("%s is %q, want %q", path, got, want)
+		}
+	}
+	if l := configOf(t, image).Labels; l["by"] != "flag" || l["from"] != "file" {
+		t.Errorf("labels %v", l)
+	}
+	for i, l := range first.Layers {
+		if l.Pushed != "linked" || l.Cached != (i == 0) || i > 0 && l.CreatedBy == "" {
+			t.Errorf("layer %d: %+v", i, l)
+		}
+	}
+
+	again := c.deploy("kit", freshCopy(t, dir), args...)
+	checkUnchanged(t, "fresh copy", first, again)
+
+	// What decides is the content: neither size nor time need change.
+	before, err := os.Stat(filepath.Join(dir, "src/a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, dir, "src/a", "Z\n")
+	if err := os.Chtimes(filepath.Join(dir, "src/a"), before.ModTime(), before.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	changed := c.deploy("kit", dir, args...)
+	if got := stat(t, unpack(t, d.pull(changed)), "all"); got != "Z\nB\n" || changed.Context.SentFiles != 1 {
+		t.Errorf("/all is %q after a change, %d files sent", got, changed.Context.SentFiles)
+	}
+
+	// Without the cache, the same image.
+	fresh := c.deploy("kit", dir, append(args, "--no-cache")...)
+	if fresh.Cached > 2 { // the two FROMs
+		t.Errorf("%d of %d steps cached with --no-cache", fresh.Cached, fresh.Steps)
+	}
+
+	// What one pipeline has made, the other need not send.
+	classic := c.deploy("kit", dir, "--build-arg", "GREETING=hi")
+	if classic.Context.SentFiles != 0 {
+		t.Errorf("the classic pipeline asked for %d files that BuildKit has had", classic.Context.SentFiles)
+	}
+}
+
+func TestBuildKitFailures(t *testing.T) {
+	t.Parallel()
+	_, c := startWithBusybox(t, "--max-rootfs", "50MB")
+	tests := []struct {
+		name  string
+		files tree
+		args  []string
+		exit  int
+		code  string
+		line  int
+		child int // exit code of the RUN
+		says  string
+	}{
+		{name: "RUN", files: dockerfile("FROM busybox", "RUN echo fine", "RUN exit 17"), exit: exitUser, code: "step_failed", line: 3, child: 17, says: "exit code: 17"},
+		{name: "no such command", files: dockerfile("FROM busybox", "RUN nosuch"), exit: exitUser, code: "step_failed", line: 2, child: 127, says: "nosuch"},
+		{name: "no such file", files: dockerfile("FROM busybox", "COPY gone /"), exit: exitUser, code: "file_not_found", line: 2, says: `"/gone": not found`},
+		{name: "no such base", files: dockerfile("FROM busybox", "FROM nosuchbase:1"), exit: exitUser, code: "base_not_found", line: 2, says: "nosuchbase:1"},
+		{name: "no such stage", files: dockerfile("FROM busybox"), args: []string{"--build-target", "gone"}, exit: exitUser, code: "dockerfile_invalid", says: "gone"},
+		{name: "unknown instruction", files: dockerfile("FROM busybox", "RUM x"), exit: exitUser, code: "dockerfile_invalid", line: 2, says: "RUM"},
+		{name: "empty", files: tree{"Dockerfile": " \n"}, exit: exitUser, code: "dockerfile_invalid", says: "empty"},
+		{name: "host network", files: dockerfile("FROM busybox", "RUN --network=host true"), exit: exitUser, code: "permission_denied", says: "network.host"},
+		{name: "insecure", files: dockerfile("FROM busybox", "RUN --security=insecure true"), exit: exitUser, code: "permission_denied", says: "security.insecure"},
+		{name: "no such secret", files: dockerfile("FROM busybox", "RUN --mount=type=secret,id=s,required cat /run/secrets/s"), exit: exitUser, code: "invalid_argument", line: 2, says: "secret"},
+		{name: "too large COPY", files: dockerfile("FROM busybox", "COPY big /big").and("big", strings.Repeat("x", 60*megabyte)), exit: exitTooLarge, code: "too_large", line: 2, says: "/big"},
+		{name: "too large RUN", files: dockerfile("FROM busybox", "RUN dd if=/dev/zero of=/endless bs=65536"), exit: exitTooLarge, code: "too_large", line: 2, says: "/endless"},
+		{name: "too large in sum", files: dockerfile("FROM busybox", "RUN head -c 30000000 /dev/zero > /a", "RUN head -c 30000000 /dev/zero > /b"), exit: exitTooLarge, code: "too_large", line: 3, says: "/b"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			c := *c
+			c.t = t
+			r := c.deployFails(test.exit, test.code, "fails", test.files.write(t), append(test.args, "--buildkit")...)
+			if r.Error.Line != test.line || r.Error.ExitCode != test.child || !strings.Contains(r.Error.Message, test.says) || r.Error.Hint == "" || r.Error.Blame != "user" {
+				t.Errorf("error %+v; want line %d, exit code %d, %q", r.Error, test.line, test.child, test.says)
+			}
+			if test.exit == exitTooLarge && (r.Error.Size == nil || len(r.Error.Size.Paths) == 0 || len(r.Error.Size.Lines) == 0) {
+				t.Errorf("report %+v", r.Error.Size)
+			}
+			if len(c.daemon.tags("fails")) != 0 {
+				t.Error("a failed build has pushed something")
+			}
+		})
+	}
+}
+
+// Layers go up while later steps run; what other stages leave does not.
+func TestBuildKitPushesWhileBuilding(t *testing.T) {
+	t.Parallel()
+	f := startForeign(t, false)
+	_, c := startWithBusybox(t, "--insecure-registry", f.host)
+	c.login(f.host, foreignUser, foreignPassword)
+	dir := dockerfile("FROM busybox AS other", "RUN head -c 3000000 /dev/urandom > /unwanted",
+		"FROM busybox", "RUN head -c 5000000 /dev/urandom > /wanted", "COPY --from=other /etc/group /group", "RUN sleep 2; echo end > /end").write(t)
+	r := c.deploy("early", dir, "--buildkit", "--push-to", f.host+"/early")
+	if r.EarlyBytes < 5_000_000 || r.WireBytes > 6_500_000 {
+		t.Errorf("%d bytes had gone up when the build ended, %d at all", r.EarlyBytes, r.WireBytes)
+	}
+}
+
+func TestBuildKitSecrets(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	const secret = "squeamish ossifrage of the BuildKit pipeline"
+	dir := dockerfile("FROM busybox", "RUN --mount=type=secret,id=s --mount=type=secret,id=e,env=E tr a-z A-Z < /run/secrets/s > /upper && test \"$E\" = \"$(cat /run/secrets/s)\"").write(t)
+	r := c.deploy("secret", dir, "--buildkit", "--build-secret", "s="+secret, "--build-secret", "e="+secret)
+	if got := stat(t, unpack(t, d.pull(r)), "upper"); got != strings.ToUpper(secret) {
+		t.Errorf("/upper is %q", got)
+	}
+	d.hidden(c, r.BuildID, secret)
+}
+
+// The rules for steps' network are those of the classic pipeline.
+func TestBuildKitNetwork(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	_, port, _ := net.SplitHostPort(d.http)
+	dir := dockerfile("FROM busybox", "RUN ! wget -T 3 -qO- http://127.0.0.1:"+port+"/healthz", "RUN ! wget -T 3 -qO- http://169.254.169.254/",
+		"RUN --network=none ip -o link | grep -v ': lo:' > /addr || true").write(t)
+	r := c.deploy("net", dir, "--buildkit")
+	if got := stat(t, unpack(t, d.pull(r)), "addr"); got != "" {
+		t.Errorf("a step without network has %q", got)
+	}
+	// Nor does the daemon fetch for a step what that may not.
+	add := dockerfile("FROM scratch", "ADD http://127.0.0.1:"+port+"/healthz /h").write(t)
+	if r := c.tryDeploy("net", add, "--buildkit"); r.code() != exitUser {
+		t.Errorf("ADD of the daemon's own address ended with %d\n%s", r.code(), r.text())
+	}
+}
+
+func TestBuildKitCacheMounts(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	build := func(app, word string) string {
+		dir := dockerfile("FROM busybox", "RUN --mount=type=cache,target=/c echo "+word+" >> /c/f; cp /c/f /f").write(t)
+		return stat(t, unpack(t, d.pull(c.deploy(app, dir, "--buildkit"))), "f")
+	}
+	if got := build("one", "first"); got != "first\n" {
+		t.Errorf("first: %q", got)
+	}
+	if got := build("one", "second"); got != "first\nsecond\n" {
+		t.Errorf("second: %q", got)
+	}
+	if got := build("two", "other"); got != "other\n" {
+		t.Errorf("another app's: %q", got)
+	}
+}
+
+func TestBuildKitAttests(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	dir := dockerfile("FROM busybox", "RUN echo made > /made").write(t)
+	r := c.deploy("attested", dir, "--buildkit", "--provenance=max")
+	desc, err := remote.Get(d.reference(strings.TrimPrefix(r.Image, d.http+"/")), d.auth())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var index struct {
+		Manifests []struct {
+			Digest      string            `json:"digest"`
+			Annotations map[string]string `json:"annotations"`
+		} `json:"manifests"`
+	}
+	if err := json.Unmarshal(desc.Manifest, &index); err != nil || len(index.Manifests) != 2 || index.Manifests[1].Annotations["vnd.docker.reference.type"] != "attestation-manifest" {
+		t.Fatalf("%v: %s", err, desc.Manifest)
+	}
+	attestation, err := remote.Image(d.reference("attested@"+index.Manifests[1].Digest), d.auth())
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := attestation.Layers()
+	if err != nil || len(layers) != 1 {
+		t.Fatalf("%d layers, %v", len(layers), err)
+	}
+	if r := c.slipway("deploy", dir, "-a", "attested", "--provenance"); r.code() != exitUser || !strings.Contains(r.text(), "--buildkit") {
+		t.Errorf("--provenance without --buildkit: exit code %d\n%s", r.code(), r.text())
+	}
+}
+
+// A cancelled build, a killed client and a killed daemon leave nothing behind,
+// and what was built before is cached.
+func TestBuildKitInterrupt(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	dir := sleeper().write(t)
+	r := c.startDeploy("sleeper", dir, "--buildkit")
+	r.untilLog("sleeping")
+	r.signal(syscall.SIGINT)
+	if code := r.wait(20 * time.Second); code != exitCancelled {
+		t.Errorf("exit code %d, want %d\n%s", code, exitCancelled, r.text())
+	}
+	d.quiet(10 * time.Second)
+
+	r = c.startDeploy("sleeper", dir, "--buildkit")
+	r.untilLog("sleeping")
+	d.signal(syscall.SIGKILL)
+	<-d.ended
+	d.start()
+	d.quiet(10 * time.Second)
+	writeFile(t, dir, "Dockerfile", "FROM busybox\nRUN echo done > /first\nRUN echo awake > /second\n")
+	again := c.deploy("sleeper", dir, "--buildkit")
+	if again.Cached != 2 {
+		t.Errorf("after a kill, %d of %d steps are cached, want FROM and the first RUN\n%s", again.Cached, again.Steps, again.log())
+	}
+}
