@@ -10,11 +10,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/moby/sys/mountinfo"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
@@ -90,23 +92,43 @@ func (d *daemon) close() error {
 
 func (d *daemon) dir(name string) string { return filepath.Join(d.config.root, name) }
 
-// openRoot makes the directories and unmounts what a killed daemon left.
+// openRoot makes the directories, and takes away what a killed daemon left in
+// them. Whoever makes temporary files, libraries too, makes them in tmp.
 func (d *daemon) openRoot(context.Context) error {
 	for _, name := range []string{"views", "tmp"} {
 		if err := os.MkdirAll(d.dir(name), 0o700); err != nil {
 			return err
 		}
+		if err := d.sweep(name); err != nil {
+			return fmt.Errorf("remove what an earlier daemon left: %w", err)
+		}
 	}
-	left, err := os.ReadDir(d.dir("views"))
+	return os.Setenv("TMPDIR", d.dir("tmp"))
+}
+
+// sweep empties a directory that may have mounts in it, and files behind them
+// that are not ours.
+func (d *daemon) sweep(name string) error {
+	dir, err := filepath.EvalSymlinks(d.dir(name)) // as the kernel names it
+	if err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	slices.Reverse(mounts) // the last one lies on top
+	for _, m := range mounts {
+		if err := mount.Unmount(m.Mountpoint, 0); err != nil {
+			return err
+		}
+	}
+	left, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range left {
-		dir := filepath.Join(d.dir("views"), e.Name())
-		if err := mount.UnmountAll(dir, 0); err != nil {
-			return fmt.Errorf("unmount what an earlier daemon left: %w", err)
-		}
-		if err := os.Remove(dir); err != nil {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
