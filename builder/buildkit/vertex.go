@@ -42,8 +42,8 @@ func (w *worker) newVertex(v solver.Vertex) *vertex {
 // scoped returns a step whose cache mounts are those of the app.
 func (v *vertex) scoped(op *pb.Op_Exec) *pb.Op_Exec {
 	out := op
-	for i, m := range op.Exec.Mounts {
-		if m.MountType != pb.MountType_CACHE || m.CacheOpt == nil {
+	for i, m := range op.Exec.GetMounts() {
+		if m.GetMountType() != pb.MountType_CACHE || m.GetCacheOpt() == nil {
 			continue
 		}
 		if out == op {
