@@ -257,6 +257,28 @@ func TestRecords(t *testing.T) {
 	}
 }
 
+// An app that was noted of a ref before its Commit is there until the ref is
+// final, whichever of the two is counted.
+func TestAppOfUncommitted(t *testing.T) {
+	s := openStore(t, layercache.Options{})
+	w := openWorker(t, s.Org("acme"), t.TempDir())
+	m, err := w.New(t.Context(), nil, nil, cache.CachePolicyRetain, cache.WithDescription("layer one"))
+	fatal(t, err)
+	fatal(t, setApp(m, "shop"))
+	ref, err := m.Commit(t.Context())
+	fatal(t, err)
+	fatal(t, setApp(ref, "blog"))
+	fatal(t, setApp(ref, ""))
+	for _, inUse := range []bool{true, false} {
+		if r := w.byName(t)["one"]; r.InUse != inUse || !slices.Equal(r.Apps, []string{"blog", "shop"}) || r.Loose != r.Bytes {
+			t.Errorf("in use %v: %+v", inUse, r)
+		}
+		if inUse {
+			release(t, ref)
+		}
+	}
+}
+
 // What is evicted is what was asked for, unless it is in use or stood on.
 func TestEvict(t *testing.T) {
 	root := t.TempDir()
@@ -315,7 +337,7 @@ func wantEmpty(t *testing.T, root string) {
 // Every id that a filter names is taken for what it is.
 func TestAnyOf(t *testing.T) {
 	for _, ids := range [][]string{{"a"}, {"a", "b"}, {"a.c", `a"c`, "a,b", "a|c", `a\c`, "a c"}} {
-		f, err := filters.Parse(anyOf(ids))
+		f, err := filters.ParseAll(anyOf(ids)...)
 		fatal(t, err)
 		for _, id := range []string{"a", "b", "ab", "abc", "a.c", `a"c`, "a,b", "a|c", `a\c`, "a c", ""} {
 			got := f.Match(filters.AdapterFunc(func(path []string) (string, bool) { return id, path[0] == "id" }))
