@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,7 @@ import (
 	"github.com/slipwayhq/slipway/server"
 	"github.com/slipwayhq/slipway/server/records"
 	"github.com/slipwayhq/slipway/tokens"
+	"github.com/slipwayhq/slipway/unixsocket"
 )
 
 // A daemon is all parts of slipwayd, started.
@@ -57,7 +59,9 @@ type daemon struct {
 	runner   *sandbox.Runner
 	buildkit *buildkit.Engine
 	tls      *tls.Config
+	clients  *x509.CertPool // that sign certificates of clients; nil for none
 	grpcAddr net.Listener
+	grpcUnix net.Listener // nil without --grpc-unix
 	httpAddr net.Listener
 	server   *server.Server
 	host     string // of the embedded registry
@@ -143,18 +147,64 @@ func (d *daemon) listen(ctx context.Context) error {
 		}
 		d.tls = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	}
+	if err := d.readClientCA(); err != nil {
+		return err
+	}
 	var lc net.ListenConfig
 	var err error
 	if d.grpcAddr, err = lc.Listen(ctx, "tcp", d.config.grpc); err != nil {
 		return fmt.Errorf("--grpc: %w", err)
 	}
 	d.closing(ignoreClosed(d.grpcAddr.Close))
+	if err := d.listenUnix(ctx); err != nil {
+		return fmt.Errorf("--grpc-unix: %w", err)
+	}
 	if d.httpAddr, err = lc.Listen(ctx, "tcp", d.config.http); err != nil {
 		return fmt.Errorf("--http: %w", err)
 	}
 	d.closing(ignoreClosed(d.httpAddr.Close))
 	d.host = d.registryHost()
 	return nil
+}
+
+func (d *daemon) readClientCA() error {
+	if d.config.tlsClientCA == "" {
+		return nil
+	}
+	pem, err := os.ReadFile(d.config.tlsClientCA)
+	if err != nil {
+		return fmt.Errorf("--tls-client-ca: %w", err)
+	}
+	d.clients = x509.NewCertPool()
+	if !d.clients.AppendCertsFromPEM(pem) {
+		return fmt.Errorf("--tls-client-ca: %s holds no PEM certificate", d.config.tlsClientCA)
+	}
+	return nil
+}
+
+// listenUnix opens the socket for this machine's clients. Until it belongs to
+// the group only its owner gets in.
+func (d *daemon) listenUnix(ctx context.Context) error {
+	path := d.config.grpcUnix
+	if path == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	l, err := unixsocket.Listen(ctx, path, 0o600)
+	if err != nil {
+		return err
+	}
+	d.grpcUnix = l
+	d.closing(ignoreClosed(l.Close))
+	if d.config.grpcGID < 0 {
+		return nil
+	}
+	if err := os.Chown(path, -1, d.config.grpcGID); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o660)
 }
 
 // registryHost is by which host images are named: as the operator says, else
@@ -362,17 +412,17 @@ func (d *daemon) mayBePlain(name string) bool {
 
 // serve answers clients and runs builds until ctx ends, then drains.
 func (d *daemon) serve(ctx context.Context) error {
-	opts := d.server.ServerOptions()
-	if d.tls != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(d.tls)))
-	}
-	g := grpc.NewServer(opts...)
+	g := grpc.NewServer(append(d.server.ServerOptions(), grpc.Creds(d.credentials()))...)
 	d.server.Register(g)
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
 
 	var running sync.WaitGroup
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	running.Go(func() { failed <- g.Serve(d.grpcAddr) })
+	if d.grpcUnix != nil {
+		running.Go(func() { failed <- g.Serve(d.grpcUnix) })
+		d.log.Info("clients on this machine are served", "socket", d.config.grpcUnix)
+	}
 	running.Go(func() { failed <- d.serveHTTP(web) })
 	work, stopWork := context.WithCancel(context.Background())
 	defer stopWork()
@@ -397,6 +447,17 @@ func (d *daemon) serve(ctx context.Context) error {
 	err = errors.Join(err, web.Shutdown(shut))
 	running.Wait()
 	return err
+}
+
+// credentials are those of the gRPC server, which alone asks for certificates
+// of clients.
+func (d *daemon) credentials() credentials.TransportCredentials {
+	if d.tls == nil {
+		return server.Credentials(nil)
+	}
+	config := d.tls.Clone()
+	config.ClientCAs = d.clients
+	return server.Credentials(config)
 }
 
 // drain refuses new builds and lets those under way end, up to the limit.
