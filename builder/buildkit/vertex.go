@@ -36,7 +36,7 @@ type vertex struct {
 
 func (w *worker) newVertex(v solver.Vertex) *vertex {
 	marks := v.Options().Description
-	return &vertex{Manager: w.CacheManager(), worker: w, digest: v.Digest(), app: marks[markApp], layer: marks[markLayer] != ""}
+	return &vertex{Manager: w.Worker.CacheManager(), worker: w, digest: v.Digest(), app: marks[markApp], layer: marks[markLayer] != ""}
 }
 
 // scoped returns a step whose cache mounts are those of the app.
