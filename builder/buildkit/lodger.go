@@ -30,7 +30,7 @@ var _ layercache.Lodger = (*Lodger)(nil)
 
 // Records implements [layercache.Lodger]. Like any look at BuildKit's disk usage
 // it takes references for as long as it weighs what was not weighed since its
-// last use.
+// last use, so that a step which wants a cache mount in that moment gets another.
 func (l *Lodger) Records(ctx context.Context) ([]layercache.LodgerRecord, error) {
 	usage, err := l.Manager.DiskUsage(ctx, client.DiskUsageInfo{})
 	if err != nil {

@@ -145,6 +145,23 @@ func (w *keeper) mustLayer(t testing.TB, parent cache.ImmutableRef, app, name, d
 	return ref
 }
 
+func (w *worker) finalize(ctx context.Context, ref cache.ImmutableRef) error {
+	w.final.RLock()
+	defer w.final.RUnlock()
+	return ref.Finalize(ctx)
+}
+
+// merge makes a ref with the files of all.
+func (w *worker) merge(ctx context.Context, refs ...cache.ImmutableRef) (cache.ImmutableRef, error) {
+	w.final.RLock()
+	defer w.final.RUnlock()
+	ref, err := w.Merge(ctx, refs, nil, cache.CachePolicyRetain)
+	if err != nil {
+		return nil, err
+	}
+	return ref, ref.Extract(ctx, nil)
+}
+
 func mounted(ctx context.Context, m cache.Mountable, readonly bool, use func(dir string) error) error {
 	mnt, err := m.Mount(ctx, readonly, nil)
 	if err != nil {
@@ -405,7 +422,7 @@ func TestCeiling(t *testing.T) {
 	release(t, first)
 	for i := range 6 {
 		ref := w.mustLayer(t, nil, "shop", fmt.Sprint("more ", i), strings.Repeat("m", 500_000))
-		fatal(t, ref.Finalize(t.Context()))
+		fatal(t, w.finalize(t.Context(), ref))
 		release(t, ref)
 	}
 	select {
@@ -426,9 +443,8 @@ func TestMergedCountsOnce(t *testing.T) {
 	w := openWorker(t, s.Org("acme"), t.TempDir())
 	base := w.mustLayer(t, nil, "shop", "base", "base")
 	side := w.mustLayer(t, nil, "shop", "side", strings.Repeat("s", 1_000_000))
-	merged, err := w.Merge(t.Context(), []cache.ImmutableRef{base, side}, nil, cache.CachePolicyRetain)
+	merged, err := w.merge(t.Context(), base, side)
 	fatal(t, err)
-	fatal(t, merged.Extract(t.Context(), nil))
 	release(t, base, side, merged)
 	p, err := s.Prune(t.Context(), layercache.PruneOptions{All: true})
 	if err != nil || p.Records != 3 || p.Bytes < 1_000_000 || p.Bytes > 1_100_000 {
@@ -600,9 +616,7 @@ func (w *keeper) build(ctx context.Context, name string) (err error) {
 	if err != nil {
 		return fmt.Errorf("side of %s: %w", name, err)
 	}
-	w.final.RLock()
-	merged, err := w.Merge(ctx, []cache.ImmutableRef{parent, side}, nil, cache.CachePolicyRetain)
-	w.final.RUnlock()
+	merged, err := w.merge(ctx, parent, side)
 	if err := errors.Join(err, side.Release(ctx)); err != nil {
 		return fmt.Errorf("merge %s: %w", name, err)
 	}
