@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/tokens"
@@ -17,6 +19,13 @@ import (
 var open = []string{"/grpc.health.v1.Health/"}
 
 type principalKey struct{}
+
+// Caller returns whom the token of a call stands for that this server has let
+// in.
+func Caller(ctx context.Context) tokens.Principal { return caller(ctx) }
+
+// Allow checks that the caller may do an action to an app.
+func Allow(ctx context.Context, action, app string) error { return allow(ctx, action, app) }
 
 // caller returns whom the call's token stands for.
 func caller(ctx context.Context) tokens.Principal {
@@ -45,6 +54,9 @@ func (f *Front) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 func (f *Front) status(ctx context.Context, method string, err error) error {
 	if err == nil {
 		return nil
+	}
+	if _, known := status.FromError(err); known && status.Code(err) != codes.Internal {
+		return toStatus(err)
 	}
 	if failure.As(err).Code == failure.Internal {
 		f.opts.Log.ErrorContext(ctx, "call failed", "method", method, "err", err)

@@ -341,7 +341,7 @@ func (v *view) write(ctx context.Context, name string, s *selection) (_ cache.Im
 	if err := v.need(s); err != nil {
 		return nil, err
 	}
-	records := v.build.tenant.worker.CacheManager()
+	records := v.build.tenant.worker.Worker.CacheManager()
 	ref, err := records.New(ctx, nil, nil, cache.WithRecordType(client.UsageRecordTypeLocalSource), cache.WithDescription("context of "+v.build.app))
 	if err != nil {
 		return nil, err

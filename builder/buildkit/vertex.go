@@ -36,14 +36,14 @@ type vertex struct {
 
 func (w *worker) newVertex(v solver.Vertex) *vertex {
 	marks := v.Options().Description
-	return &vertex{Manager: w.CacheManager(), worker: w, digest: v.Digest(), app: marks[markApp], layer: marks[markLayer] != ""}
+	return &vertex{Manager: w.Worker.CacheManager(), worker: w, digest: v.Digest(), app: marks[markApp], layer: marks[markLayer] != ""}
 }
 
 // scoped returns a step whose cache mounts are those of the app.
 func (v *vertex) scoped(op *pb.Op_Exec) *pb.Op_Exec {
 	out := op
-	for i, m := range op.Exec.Mounts {
-		if m.MountType != pb.MountType_CACHE || m.CacheOpt == nil {
+	for i, m := range op.Exec.GetMounts() {
+		if m.GetMountType() != pb.MountType_CACHE || m.GetCacheOpt() == nil {
 			continue
 		}
 		if out == op {

@@ -11,6 +11,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/slipwayhq/slipway/builder/classic/casetest"
 	"github.com/slipwayhq/slipway/layercache"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
@@ -154,8 +155,7 @@ func TestExplainParents(t *testing.T) {
 	const moving = "FROM fid/moving:1\nRUN true\nRUN echo\n"
 	move := &slipwayv1.Start{Dockerfile: &slipwayv1.Dockerfile{Name: "Moving", Content: []byte(moving)}}
 	config := dockerspec.DockerOCIImage{Image: ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: goarch}}}
-	plain, err := os.ReadFile(filepath.Join(w.root, "base.tar"))
-	w.must(err)
+	_, plain := casetest.Base(t, casesDir)
 	w.push("fid/moving", "1", config, plain)
 	w.build(t.Context(), request{start: move}).pull()
 	config.Config.Labels = map[string]string{"moved": "yes"}

@@ -234,6 +234,10 @@ func TestExecPanic(t *testing.T) {
 	if _, err := r.Exec(t.Context(), c); err == nil || !strings.Contains(err.Error(), "at the disco") {
 		t.Errorf("error %v", err)
 	}
+	c.Stdin, c.Stdout = nil, writerFunc(func([]byte) (int, error) { panic("at the bar") })
+	if _, err := r.Exec(t.Context(), c); err == nil || !strings.Contains(err.Error(), "at the bar") {
+		t.Errorf("error %v", err)
+	}
 }
 
 type readerFunc func([]byte) (int, error)

@@ -70,7 +70,7 @@ func (r *Runner) perform(ctx context.Context, t *task) (int, error) {
 	cmd.Env = runtimeEnv
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	cmd.WaitDelay = drain
-	stdout, stderr := outputs(ctx, cancel, t.stdout, t.stderr, t.pidFile())
+	stdout, stderr := t.outputs(ctx, cancel)
 	wires, err := t.wire(cmd, cancel, stdout, stderr)
 	if err != nil {
 		return 0, err

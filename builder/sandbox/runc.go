@@ -63,5 +63,5 @@ func runtimeError(logFile string) string {
 			last = entry.Msg
 		}
 	}
-	return runtimePrefix.ReplaceAllString(last, "")
+	return complaints.ReplaceAllString(last, "")
 }

@@ -145,7 +145,13 @@ func victim(root string) {
 			{Target: "/new/stack", Stack: []mount.Mount{{Type: "bind", Source: filepath.Join(root, "lower"), Options: []string{"rbind"}}}, Select: "data"},
 			{Target: "/new/agent", Dial: func(context.Context) (io.ReadWriteCloser, error) { return nil, io.EOF }},
 		},
-		Stdout: os.Stdout,
+		Started: func() { // it is up when one more process is
+			go func() {
+				_, err := r.Exec(context.Background(), sandbox.Command{Container: "victim", Env: []string{"TOKEN=x"},
+					Args: []string{"/bin/busybox", "sh", "-c", "echo up; sleep 4322"}, Stdout: os.Stdout})
+				panic(err)
+			}()
+		},
 	})
 	panic(err)
 }
@@ -184,7 +190,7 @@ func TestSweep(t *testing.T) {
 	if mounts, _ := os.ReadFile("/proc/self/mountinfo"); !strings.Contains(string(mounts), state) {
 		t.Fatal("the killed daemon left no mount: this test shows nothing")
 	}
-	for begin := time.Now(); !processes(t, "4321"); { // between fork and exec, at first
+	for begin := time.Now(); !processes(t, "4321") || !processes(t, "4322"); { // between fork and exec, at first
 		if time.Since(begin) > 60*time.Second {
 			t.Fatal("the killed daemon left no process: this test shows nothing")
 		}
@@ -197,7 +203,7 @@ func TestSweep(t *testing.T) {
 	}
 	wantNothingLeft(t, state)
 	wantNoNetwork(t, state)
-	if processes(t, "4321") {
+	if processes(t, "4321") || processes(t, "4322") {
 		t.Error("a process of the killed daemon still runs")
 	}
 	if got := layer(t, filepath.Join(root, "lower")); !strings.Contains(strings.Join(got, " "), "data/precious") {

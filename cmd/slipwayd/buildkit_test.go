@@ -242,15 +242,97 @@ func TestBuildKitInterrupt(t *testing.T) {
 	}
 	d.quiet(10 * time.Second)
 
+	hiding := dockerfile("FROM busybox", "RUN --mount=type=secret,id=s echo sleeping; sleep 600").write(t)
+	secretive := c.startDeploy("hider", hiding, "--buildkit", "--build-secret", "s=hidden")
+	secretive.untilLog("sleeping")
 	r = c.startDeploy("sleeper", dir, "--buildkit")
 	r.untilLog("sleeping")
 	d.signal(syscall.SIGKILL)
 	<-d.ended
 	d.start()
 	d.quiet(10 * time.Second)
+	if left, err := os.ReadDir(filepath.Join(d.root, "tmp")); err != nil || len(left) > 0 {
+		t.Errorf("temporary files of the daemon that was killed: %v, %v", left, err)
+	}
 	writeFile(t, dir, "Dockerfile", "FROM busybox\nRUN echo done > /first\nRUN echo awake > /second\n")
 	again := c.deploy("sleeper", dir, "--buildkit")
 	if again.Cached != 2 {
 		t.Errorf("after a kill, %d of %d steps are cached, want FROM and the first RUN\n%s", again.Cached, again.Steps, again.log())
+	}
+}
+
+// Builds that want the same step at once run it once; one that is cancelled
+// takes nothing from the other.
+func TestBuildKitSharesSteps(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	dir := dockerfile("FROM busybox", "RUN --mount=type=cache,target=/runs,id=runs echo run >> /runs/log; echo waiting; sleep 3; cat /runs/log > /log", "RUN echo end > /end").write(t)
+	first := c.startDeploy("shared", dir, "--buildkit")
+	first.untilLog("waiting")
+	second := c.startDeploy("shared", dir, "--buildkit")
+	second.untilLog("waiting")
+	first.signal(syscall.SIGINT)
+	if code := first.wait(20 * time.Second); code != exitCancelled {
+		t.Errorf("the cancelled build ended with %d\n%s", code, first.text())
+	}
+	if code := second.wait(patience); code != exitDone {
+		t.Fatalf("the other build ended with %d\n%s", code, second.text())
+	}
+	if got := stat(t, unpack(t, d.pull(&deployed{second, second.result()})), "log"); got != "run\n" {
+		t.Errorf("the step ran as %q", got)
+	}
+	d.quiet(10 * time.Second)
+}
+
+// A detached build goes on when its client has gone.
+func TestBuildKitDetached(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	dir := dockerfile("FROM busybox", "RUN sleep 1", "COPY data /data").and("data", noise(1<<20)).write(t)
+	r := c.slipway("deploy", dir, "-a", "alone", "--buildkit", "--detach", "--json")
+	if r.code() != exitDone {
+		t.Fatalf("exit code %d\n%s", r.code(), r.text())
+	}
+	b := c.untilEnded(r.buildID(), patience)
+	if b.Status != "succeeded" || b.Result == nil || !d.exists("alone:deployment-"+b.ID) {
+		t.Errorf("the build ended as %+v", b)
+	}
+}
+
+// Several targets get the same image, and zstd and no compression are what they
+// are told to be.
+func TestBuildKitCompression(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	dir := dockerfile("FROM busybox", "RUN seq 1 100000 > /numbers").write(t)
+	for kind, want := range map[string]string{"gzip": "tar+gzip", "zstd": "tar+zstd", "none": "v1.tar"} {
+		r := c.deploy("zip-"+kind, dir, "--buildkit", "--no-cache", "--compression", kind)
+		last := r.Layers[len(r.Layers)-1]
+		if !strings.HasSuffix(last.MediaType, want) || last.Size <= 0 {
+			t.Errorf("%s: the layer is %+v", kind, last)
+		}
+		if !d.exists("zip-" + kind + ":deployment-" + r.BuildID) {
+			t.Errorf("%s: the image is not there", kind)
+		}
+	}
+}
+
+// The cache that a build leaves in a registry serves a daemon that has none.
+func TestBuildKitCacheElsewhere(t *testing.T) {
+	t.Parallel()
+	f := startForeign(t, false)
+	d, c := startWithBusybox(t, "--insecure-registry", f.host)
+	c.login(f.host, foreignUser, foreignPassword)
+	dir := dockerfile("FROM busybox", "RUN date +%N > /when", "RUN echo end > /end").write(t)
+	first := c.deploy("lend", dir, "--buildkit", "--cache-to", "type=registry,ref="+f.host+"/lend/cache:v1,mode=max")
+	c.slipway("cache", "prune", "--all", "--yes")
+	other, oc := startWithBusybox(t, "--insecure-registry", f.host)
+	oc.login(f.host, foreignUser, foreignPassword)
+	again := oc.deploy("lend", dir, "--buildkit", "--cache-from", f.host+"/lend/cache:v1")
+	if again.Cached != again.Steps {
+		t.Errorf("%d of %d steps came from the cache elsewhere\n%s", again.Cached, again.Steps, again.log())
+	}
+	if a, b := stat(t, unpack(t, d.pull(first)), "when"), stat(t, unpack(t, other.pull(again)), "when"); a != b {
+		t.Errorf("the step ran again: %q, %q", a, b)
 	}
 }

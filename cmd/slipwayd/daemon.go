@@ -11,11 +11,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/moby/sys/mountinfo"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
@@ -56,6 +57,7 @@ type daemon struct {
 	records  *records.Store
 	runner   *sandbox.Runner
 	buildkit *buildkit.Engine
+	api      *buildkit.API
 	tls      *tls.Config
 	clients  *x509.CertPool // that sign certificates of clients; nil for none
 	grpcAddr net.Listener
@@ -94,23 +96,43 @@ func (d *daemon) close() error {
 
 func (d *daemon) dir(name string) string { return filepath.Join(d.config.root, name) }
 
-// openRoot makes the directories and unmounts what a killed daemon left.
+// openRoot makes the directories, and takes away what a killed daemon left in
+// them. Whoever makes temporary files, libraries too, makes them in tmp.
 func (d *daemon) openRoot(context.Context) error {
 	for _, name := range []string{"views", "tmp"} {
 		if err := os.MkdirAll(d.dir(name), 0o700); err != nil {
 			return err
 		}
+		if err := d.sweep(name); err != nil {
+			return fmt.Errorf("remove what an earlier daemon left: %w", err)
+		}
 	}
-	left, err := os.ReadDir(d.dir("views"))
+	return os.Setenv("TMPDIR", d.dir("tmp"))
+}
+
+// sweep empties a directory that may have mounts in it, and files behind them
+// that are not ours.
+func (d *daemon) sweep(name string) error {
+	dir, err := filepath.EvalSymlinks(d.dir(name)) // as the kernel names it
+	if err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	slices.Reverse(mounts) // the last one lies on top
+	for _, m := range mounts {
+		if err := mount.Unmount(m.Mountpoint, 0); err != nil {
+			return err
+		}
+	}
+	left, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range left {
-		dir := filepath.Join(d.dir("views"), e.Name())
-		if err := mount.UnmountAll(dir, 0); err != nil {
-			return fmt.Errorf("unmount what an earlier daemon left: %w", err)
-		}
-		if err := os.Remove(dir); err != nil {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
@@ -333,6 +355,7 @@ func (d *daemon) openServer(ctx context.Context) error {
 		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
+	d.openAPI(b)
 	return d.server.Recover(ctx)
 }
 
@@ -357,9 +380,10 @@ func (d *daemon) localBase(name string) base.Repository {
 // destination opens the repositories that images go to.
 func (d *daemon) destination() builder.Destination {
 	transport, hosts := pushd.NewTransport(), pushd.NewHosts()
-	return func(_ context.Context, name, app string, auth func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
+	return func(_ context.Context, p builder.Place) (builder.Remote, error) {
+		name := p.Name
 		if name == "" {
-			name = d.host + "/" + app
+			name = d.host + "/" + p.App
 		}
 		if host, path, ok := cutHost(name); ok && d.isLocal(host) {
 			repo, err := d.registry.Repository(path)
@@ -369,7 +393,7 @@ func (d *daemon) destination() builder.Destination {
 			return builder.Remote{Target: pushd.NewLocal(name, repo, d.dir("tmp")), Name: name}, nil
 		}
 		t, err := pushd.NewHTTP(name, &pushd.HTTPOptions{
-			Auth: auth, Transport: transport, Insecure: d.mayBePlain(name), Hosts: hosts, Journal: d.uploads,
+			Auth: p.Auth, Transport: transport, Insecure: p.Insecure || d.mayBePlain(name), Hosts: hosts, Journal: d.uploads,
 		})
 		if err != nil {
 			return builder.Remote{}, err
@@ -392,6 +416,7 @@ func (d *daemon) mayBePlain(name string) bool {
 func (d *daemon) serve(ctx context.Context) error {
 	g := grpc.NewServer(append(d.server.ServerOptions(), grpc.Creds(d.credentials()))...)
 	d.server.Register(g)
+	d.api.Register(g)
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
 
 	var running sync.WaitGroup
@@ -442,8 +467,9 @@ func (d *daemon) credentials() credentials.TransportCredentials {
 func (d *daemon) drain(g *grpc.Server, stopWork context.CancelFunc, workers *sync.WaitGroup) {
 	d.server.Drain()
 	stopWork()
-	hard := time.AfterFunc(d.config.drainTimeout, d.server.Stop)
+	hard := time.AfterFunc(d.config.drainTimeout, func() { d.server.Stop(); d.api.Stop() })
 	defer hard.Stop()
+	d.api.Drain()
 	workers.Wait()
 	ended := make(chan struct{})
 	go func() { g.GracefulStop(); close(ended) }()

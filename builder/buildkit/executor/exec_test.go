@@ -67,8 +67,12 @@ func TestExec(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	// The names of one are nothing to another.
-	if err := newExecutor(t, executor.Options{}).Exec(t.Context(), "gateway", script("true")); err == nil || err.Error() != "container gateway not found" {
+	other := newExecutor(t, executor.Options{})
+	if err := other.Exec(t.Context(), "gateway", script("true")); err == nil || err.Error() != "container gateway not found" {
 		t.Errorf("error %v", err)
+	}
+	if _, err := other.Run(t.Context(), "gateway", root(over(t, image(t, t.TempDir()))), nil, script("true"), nil); err != nil {
+		t.Errorf("a container of the same name: %v", err)
 	}
 	if _, err := e.Run(t.Context(), "gateway", root(s), nil, script("true"), nil); err == nil || !strings.Contains(err.Error(), "there already") {
 		t.Errorf("error %v", err)
