@@ -21,31 +21,47 @@ import (
 // has ClientCAs, a client may show a certificate that one of them signed. Unix
 // sockets speak plaintext, and the kernel tells who connected.
 func Credentials(config *tls.Config) creds.TransportCredentials {
-	c := transport{insecure.NewCredentials()}
+	t := transport{TransportCredentials: insecure.NewCredentials()}
 	if config != nil {
-		config = config.Clone()
-		config.ClientAuth = tls.NoClientCert
+		t.config = config.Clone()
+		t.config.NextProtos = []string{"h2"}
+		t.config.ClientAuth = tls.NoClientCert
 		if config.ClientCAs != nil {
-			config.ClientAuth = tls.VerifyClientCertIfGiven
+			t.config.ClientAuth = tls.VerifyClientCertIfGiven
 		}
-		c.TransportCredentials = creds.NewTLS(config)
 	}
-	return c
+	return t
 }
 
-// transport are credentials of TCP connections, and serve Unix sockets too.
-type transport struct{ creds.TransportCredentials }
+// transport are the credentials of all connections; those it embeds are for
+// plaintext.
+type transport struct {
+	creds.TransportCredentials
+	config *tls.Config // nil for none
+}
 
 func (t transport) ServerHandshake(conn net.Conn) (net.Conn, creds.AuthInfo, error) {
 	if c, ok := conn.(*net.UnixConn); ok {
 		uid, err := peerUID(c)
-		return conn, localInfo{creds.CommonAuthInfo{SecurityLevel: creds.PrivacyAndIntegrity}, uid}, err
+		return conn, localInfo{private, uid}, err
 	}
-	return t.TransportCredentials.ServerHandshake(conn)
+	if t.config == nil {
+		return t.TransportCredentials.ServerHandshake(conn)
+	}
+	// gRPC's own credentials refuse clients that do not say that they are going
+	// to speak HTTP/2, such as docker buildx.
+	secure := tls.Server(conn, t.config)
+	if err := secure.HandshakeContext(context.Background()); err != nil { // gRPC has set a deadline
+		return nil, nil, err
+	}
+	return secure, creds.TLSInfo{State: secure.ConnectionState(), CommonAuthInfo: private}, nil
 }
 
+// private says that nobody else on the way reads or writes.
+var private = creds.CommonAuthInfo{SecurityLevel: creds.PrivacyAndIntegrity}
+
 func (t transport) Clone() creds.TransportCredentials {
-	return transport{t.TransportCredentials.Clone()}
+	return transport{t.TransportCredentials.Clone(), t.config.Clone()} // of nil it is nil
 }
 
 // localInfo says which user of this machine made a connection.

@@ -243,6 +243,24 @@ func TestClientCertificates(t *testing.T) {
 		})
 	}
 
+	// Docker buildx does TLS by itself, and does not say which protocol is next.
+	for protocols, want := range map[string]codes.Code{"": codes.OK, "h2": codes.OK, "spdy/3": codes.Unavailable} {
+		cc := dial(t, "passthrough:///"+on, insecure.NewCredentials(), grpc.WithContextDialer(func(_ context.Context, addr string) (net.Conn, error) {
+			config := &tls.Config{RootCAs: ours.pool(), Certificates: []tls.Certificate{*acme}, ServerName: "127.0.0.1"}
+			if protocols != "" {
+				config.NextProtos = []string{protocols}
+			}
+			conn, err := net.Dial("tcp", addr)
+			if err != nil {
+				return nil, err
+			}
+			return tls.Client(conn, config), nil
+		}))
+		if _, err := slipwayv1.NewSystemServiceClient(cc).WhoAmI(send(t, ""), &slipwayv1.WhoAmIRequest{}); status.Code(err) != want {
+			t.Errorf("a client that says it will speak %q: %v, want %v", protocols, err, want)
+		}
+	}
+
 	// It counts as a deploy token.
 	cc := dial(t, on, credentials.NewTLS(&tls.Config{RootCAs: ours.pool(), Certificates: []tls.Certificate{*shop}}))
 	for app, want := range map[string]codes.Code{"shop": codes.OK, "blog": codes.PermissionDenied} {
