@@ -145,14 +145,14 @@ func (w *keeper) mustLayer(t testing.TB, parent cache.ImmutableRef, app, name, d
 	return ref
 }
 
-func (w *worker) finalize(ctx context.Context, ref cache.ImmutableRef) error {
+func (w *keeper) finalize(ctx context.Context, ref cache.ImmutableRef) error {
 	w.final.RLock()
 	defer w.final.RUnlock()
 	return ref.Finalize(ctx)
 }
 
 // merge makes a ref with the files of all.
-func (w *worker) merge(ctx context.Context, refs ...cache.ImmutableRef) (cache.ImmutableRef, error) {
+func (w *keeper) merge(ctx context.Context, refs ...cache.ImmutableRef) (cache.ImmutableRef, error) {
 	w.final.RLock()
 	defer w.final.RUnlock()
 	ref, err := w.Merge(ctx, refs, nil, cache.CachePolicyRetain)
