@@ -77,34 +77,50 @@ func (f *Front) authenticate(ctx context.Context, method string) (context.Contex
 			return ctx, nil
 		}
 	}
-	token := bearer(ctx)
-	if token == "" {
-		return nil, unauthorized("no token was given", nil)
-	}
-	p, err := f.opts.Auth.Authenticate(ctx, token)
-	switch {
-	case errors.Is(err, tokens.ErrUnauthorized):
-		return nil, unauthorized(tokens.ErrUnauthorized.Error(), err)
-	case errors.Is(err, tokens.ErrExpired):
-		return nil, unauthorized(tokens.ErrExpired.Error(), err)
-	case err != nil:
-		// Who is not let in does not learn what is broken here.
-		f.opts.Log.ErrorContext(ctx, "authenticate", "method", method, "err", err)
-		return nil, &failure.Error{Code: failure.Unavailable, Phase: failure.Auth, Blame: failure.Builder, Retryable: true,
-			Message: "the daemon cannot check tokens now", Hint: "try again in a moment; the daemon's log has more"}
+	p, err := f.principal(ctx, method)
+	if err != nil {
+		return nil, err
 	}
 	return context.WithValue(ctx, principalKey{}, p), nil
 }
 
-func bearer(ctx context.Context) string {
+// principal returns whom a call is from: by the token that it brings, and only
+// if it brings nothing of that kind by its connection.
+func (f *Front) principal(ctx context.Context, method string) (tokens.Principal, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	for _, v := range md.Get("authorization") {
+	sent := md.Get("authorization")
+	if len(sent) == 0 {
+		return peerPrincipal(ctx)
+	}
+	token := bearer(sent)
+	if token == "" {
+		return tokens.Principal{}, noToken()
+	}
+	p, err := f.opts.Auth.Authenticate(ctx, token)
+	switch {
+	case errors.Is(err, tokens.ErrUnauthorized):
+		return tokens.Principal{}, unauthorized(tokens.ErrUnauthorized.Error(), err)
+	case errors.Is(err, tokens.ErrExpired):
+		return tokens.Principal{}, unauthorized(tokens.ErrExpired.Error(), err)
+	case err != nil:
+		// Who is not let in does not learn what is broken here.
+		f.opts.Log.ErrorContext(ctx, "authenticate", "method", method, "err", err)
+		return tokens.Principal{}, &failure.Error{Code: failure.Unavailable, Phase: failure.Auth, Blame: failure.Builder, Retryable: true,
+			Message: "the daemon cannot check tokens now", Hint: "try again in a moment; the daemon's log has more"}
+	}
+	return p, nil
+}
+
+func bearer(sent []string) string {
+	for _, v := range sent {
 		if scheme, token, ok := strings.Cut(v, " "); ok && strings.EqualFold(scheme, "bearer") {
 			return token
 		}
 	}
 	return ""
 }
+
+func noToken() error { return unauthorized("no token was given", nil) }
 
 func unauthorized(text string, cause error) error {
 	return &failure.Error{Code: failure.Unauthorized, Phase: failure.Auth, Blame: failure.User, Message: text, Err: cause,

@@ -48,7 +48,7 @@ func (b *build) explain(err error) error {
 func lineOf(err error) int {
 	for _, s := range errdefs.Sources(err) {
 		for _, r := range s.Ranges {
-			if n := int(r.Start.GetLine()); n > 0 {
+			if n := int(r.GetStart().GetLine()); n > 0 {
 				return n
 			}
 		}
@@ -68,49 +68,47 @@ func message(err error) string {
 // checksum is how BuildKit says that a file is not there.
 var checksum = regexp.MustCompile(`^failed to compute cache key: failed to calculate checksum of ref \S+: (.*)$`)
 
-// lies are what a client says of its files that cannot be.
-var lies = failure.Error{Code: failure.ContextInvalid, Blame: failure.User, Hint: "the client sent what is no tree of files; update it"}
-
-// kinds of errors that BuildKit has no type for, by what is in their text. The
-// first that fits is it.
-var kinds = []struct {
-	text string
+// A kind is a sort of error that BuildKit has no type for. It is known by its
+// text.
+type kind struct {
+	text *regexp.Regexp
 	failure.Error
-}{
-	{"escape check ", lies},
-	{"changes out of order", lies},
-	{"absolute path /", lies},
-	{"invalid link ", lies},
-	{"invalid file request ", lies},
-	{"CDI device", failure.Error{Code: failure.PermissionDenied, Blame: failure.User, Hint: "leave the device out; steps see none of the daemon's"}},
-	{"git sources are not supported", failure.Error{Code: failure.NotSupported, Blame: failure.User}},
-	{"not supported on this daemon", failure.Error{Code: failure.NotSupported, Blame: failure.User}},
-	{"a proxied network is not supported", failure.Error{Code: failure.NotSupported, Blame: failure.User}},
-	{"invalid frontend", failure.Error{Code: failure.InvalidArgument, Blame: failure.User, Hint: "use dockerfile.v0, or gateway.v0 with an image"}},
-	{"no active session", failure.Error{Code: failure.ClientLost, Blame: failure.User, Hint: "the client that had the files is gone"}},
-	{"dockerfile parse error", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "see the Dockerfile reference for the instruction"}},
-	{"unknown instruction", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "see the Dockerfile reference for the instruction"}},
-	{"target stage", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "name one of the Dockerfile's stages"}},
-	{"failed to calculate checksum", failure.Error{Code: failure.FileNotFound, Blame: failure.User, Hint: "check the path, and that no pattern of the ignore file takes it away"}},
-	{"failed to compute cache key", failure.Error{Code: failure.FileNotFound, Blame: failure.User, Hint: "check the path, and that no pattern of the ignore file takes it away"}},
-	{"secret", failure.Error{Code: failure.InvalidArgument, Blame: failure.User, Hint: "give the secret with --build-secret"}},
-	{"ssh", failure.Error{Code: failure.InvalidArgument, Blame: failure.User, Hint: "forward an agent with --ssh"}},
-	{"is not allowed", failure.Error{Code: failure.PermissionDenied, Blame: failure.User, Hint: "the operator of the daemon decides what steps may do"}},
-	{"pull access denied", failure.Error{Code: failure.BaseDenied, Blame: failure.User, Hint: "check the image's name, and log in to its registry with docker login where you deploy"}},
-	{"authorization failed", failure.Error{Code: failure.BaseDenied, Blame: failure.User, Hint: "log in to the registry with docker login where you deploy"}},
-	{"failed to resolve source metadata", failure.Error{Code: failure.BaseNotFound, Blame: failure.User, Hint: "check the image's name and tag, and that the daemon reaches its registry"}},
-	{"failed to do request", failure.Error{Code: failure.BaseUnavailable, Blame: failure.Registry, Retryable: true, Hint: "the daemon cannot reach the registry; --registry-mirror names another place to pull from"}},
+}
+
+func textual(text, code string, blame failure.Blame, hint string) kind {
+	return kind{regexp.MustCompile(text), failure.Error{Code: code, Blame: blame, Hint: hint}}
+}
+
+const (
+	hintReference = "see the Dockerfile reference for the instruction"
+	hintPath      = "check the path, and that no pattern of the ignore file takes it away"
+	hintLogin     = "check the image's name, and log in to its registry with docker login where you deploy"
+)
+
+// kinds are in the order in which they are tried.
+var kinds = []kind{
+	// What a client says of its files that cannot be.
+	textual(`escape check |changes out of order|absolute path /|invalid link |invalid file request `, failure.ContextInvalid, failure.User, "the client sent what is no tree of files; update it"),
+	textual(`CDI device`, failure.PermissionDenied, failure.User, "leave the device out; steps see none of the daemon's"),
+	textual(`git sources are not supported|not supported on this daemon|a proxied network is not supported`, failure.NotSupported, failure.User, ""),
+	textual(`invalid frontend: `, failure.InvalidArgument, failure.User, "use dockerfile.v0, or gateway.v0 with an image"),
+	textual(`no active session`, failure.ClientLost, failure.User, "the client that had the files is gone"),
+	textual(`dockerfile parse error|unknown instruction`, failure.DockerfileInvalid, failure.User, hintReference),
+	textual(`target stage .* could not be found`, failure.DockerfileInvalid, failure.User, "name one of the Dockerfile's stages"),
+	textual(`failed to (calculate checksum|compute cache key)`, failure.FileNotFound, failure.User, hintPath),
+	textual(`(network\.host|security\.insecure|device\S*) is not allowed`, failure.PermissionDenied, failure.User, "the operator of the daemon decides what steps may do"),
+	textual(`failed to do request`, failure.BaseUnavailable, failure.Registry, "the daemon cannot reach the registry; with --registry-mirror its operator names another place to pull from"),
+	textual(`pull access denied|authorization failed|401 Unauthorized|403 Forbidden`, failure.BaseDenied, failure.User, hintLogin),
+	textual(`failed to resolve source metadata`, failure.BaseNotFound, failure.User, "check the image's name and tag"),
+	textual(`(^|: )secret [^:]+: not found`, failure.InvalidArgument, failure.User, "give the secret with --build-secret"),
+	textual(`no SSH key .* forwarded|unset ssh forward key`, failure.InvalidArgument, failure.User, "forward an agent with --ssh"),
 }
 
 func kindOf(err error) *failure.Error {
-	text := err.Error()
-	if strings.Contains(text, "failed to do request") {
-		e := kinds[len(kinds)-1].Error
-		return &e
-	}
 	for _, k := range kinds {
-		if strings.Contains(text, k.text) {
+		if k.text.MatchString(err.Error()) {
 			e := k.Error
+			e.Retryable = e.Blame == failure.Registry
 			return &e
 		}
 	}

@@ -165,8 +165,8 @@ func (g *graph) chain() (out []digest.Digest, below map[digest.Digest]digest.Dig
 			next = append(next, fileBelow(op, step.File, in.Index))
 			below[d] = digestOf(next[len(next)-1])
 		case *pb.Op_Merge:
-			for _, i := range step.Merge.Inputs {
-				next = append(next, input(op, i.Input))
+			for _, i := range step.Merge.GetInputs() {
+				next = append(next, input(op, i.GetInput()))
 			}
 		}
 	}
@@ -182,9 +182,9 @@ func digestOf(in *pb.Input) digest.Digest {
 
 // execBelow is what the file system that a step puts out began as.
 func execBelow(op *pb.Op, e *pb.ExecOp, output int64) *pb.Input {
-	for _, m := range e.Mounts {
-		if m.Output == output && m.MountType == pb.MountType_BIND {
-			return input(op, m.Input)
+	for _, m := range e.GetMounts() {
+		if m.GetOutput() == output && m.GetMountType() == pb.MountType_BIND {
+			return input(op, m.GetInput())
 		}
 	}
 	return nil
@@ -194,13 +194,14 @@ func execBelow(op *pb.Op, e *pb.ExecOp, output int64) *pb.Input {
 // first of them began with.
 func fileBelow(op *pb.Op, f *pb.FileOp, output int64) *pb.Input {
 	at := -1
-	for i, a := range f.Actions {
-		if a.Output == output {
+	actions := f.GetActions()
+	for i, a := range actions {
+		if a.GetOutput() == output {
 			at = i
 		}
 	}
-	for at >= 0 && at < len(f.Actions) {
-		in := f.Actions[at].Input
+	for at >= 0 && at < len(actions) {
+		in := actions[at].GetInput()
 		if in < int64(len(op.Inputs)) {
 			return input(op, in)
 		}

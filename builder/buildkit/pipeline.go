@@ -141,7 +141,7 @@ func (b *build) options(s *session.Session) client.SolveOpt {
 		Frontend: "dockerfile.v0", FrontendAttrs: b.attrs(),
 		Exports:       []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{attrBuild: b.session}}},
 		Session:       attachables(b.ctx, b.job.Session),
-		SharedSession: s,
+		SharedSession: s, Internal: true, // the daemon's own records have it
 	}
 	for _, ref := range b.job.GetCacheFrom() {
 		opt.CacheImports = append(opt.CacheImports, client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": ref}})

@@ -357,7 +357,12 @@ func (v *view) write(ctx context.Context, name string, s *selection) (_ cache.Im
 	if err := v.fill(ctx, ref, s); err != nil {
 		return nil, fmt.Errorf("write %s: %w", name, err)
 	}
-	return ref.Commit(ctx)
+	done, err := ref.Commit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v.build.tenant.worker.note(ctx, done, v.build.app)
+	return done, nil
 }
 
 func (v *view) need(s *selection) error {

@@ -36,7 +36,7 @@ func (w *worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *se
 	}
 	switch step := op.Op.(type) {
 	case *pb.Op_Exec:
-		if proxy.Network && step.Exec.Network != pb.NetMode_NONE {
+		if proxy.Network && step.Exec.GetNetwork() != pb.NetMode_NONE {
 			return nil, errProxy
 		}
 		n := w.newVertex(v)

@@ -242,12 +242,18 @@ func TestBuildKitInterrupt(t *testing.T) {
 	}
 	d.quiet(10 * time.Second)
 
+	hiding := dockerfile("FROM busybox", "RUN --mount=type=secret,id=s echo sleeping; sleep 600").write(t)
+	secretive := c.startDeploy("hider", hiding, "--buildkit", "--build-secret", "s=hidden")
+	secretive.untilLog("sleeping")
 	r = c.startDeploy("sleeper", dir, "--buildkit")
 	r.untilLog("sleeping")
 	d.signal(syscall.SIGKILL)
 	<-d.ended
 	d.start()
 	d.quiet(10 * time.Second)
+	if left, err := os.ReadDir(filepath.Join(d.root, "tmp")); err != nil || len(left) > 0 {
+		t.Errorf("temporary files of the daemon that was killed: %v, %v", left, err)
+	}
 	writeFile(t, dir, "Dockerfile", "FROM busybox\nRUN echo done > /first\nRUN echo awake > /second\n")
 	again := c.deploy("sleeper", dir, "--buildkit")
 	if again.Cached != 2 {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,10 +11,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/moby/sys/mountinfo"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
@@ -36,6 +39,7 @@ import (
 	"github.com/slipwayhq/slipway/server"
 	"github.com/slipwayhq/slipway/server/records"
 	"github.com/slipwayhq/slipway/tokens"
+	"github.com/slipwayhq/slipway/unixsocket"
 )
 
 // A daemon is all parts of slipwayd, started.
@@ -55,7 +59,9 @@ type daemon struct {
 	buildkit *buildkit.Engine
 	api      *buildkit.API
 	tls      *tls.Config
+	clients  *x509.CertPool // that sign certificates of clients; nil for none
 	grpcAddr net.Listener
+	grpcUnix net.Listener // nil without --grpc-unix
 	httpAddr net.Listener
 	server   *server.Server
 	host     string // of the embedded registry
@@ -90,23 +96,43 @@ func (d *daemon) close() error {
 
 func (d *daemon) dir(name string) string { return filepath.Join(d.config.root, name) }
 
-// openRoot makes the directories and unmounts what a killed daemon left.
+// openRoot makes the directories, and takes away what a killed daemon left in
+// them. Whoever makes temporary files, libraries too, makes them in tmp.
 func (d *daemon) openRoot(context.Context) error {
 	for _, name := range []string{"views", "tmp"} {
 		if err := os.MkdirAll(d.dir(name), 0o700); err != nil {
 			return err
 		}
+		if err := d.sweep(name); err != nil {
+			return fmt.Errorf("remove what an earlier daemon left: %w", err)
+		}
 	}
-	left, err := os.ReadDir(d.dir("views"))
+	return os.Setenv("TMPDIR", d.dir("tmp"))
+}
+
+// sweep empties a directory that may have mounts in it, and files behind them
+// that are not ours.
+func (d *daemon) sweep(name string) error {
+	dir, err := filepath.EvalSymlinks(d.dir(name)) // as the kernel names it
+	if err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	slices.Reverse(mounts) // the last one lies on top
+	for _, m := range mounts {
+		if err := mount.Unmount(m.Mountpoint, 0); err != nil {
+			return err
+		}
+	}
+	left, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range left {
-		dir := filepath.Join(d.dir("views"), e.Name())
-		if err := mount.UnmountAll(dir, 0); err != nil {
-			return fmt.Errorf("unmount what an earlier daemon left: %w", err)
-		}
-		if err := os.Remove(dir); err != nil {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
@@ -121,18 +147,64 @@ func (d *daemon) listen(ctx context.Context) error {
 		}
 		d.tls = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	}
+	if err := d.readClientCA(); err != nil {
+		return err
+	}
 	var lc net.ListenConfig
 	var err error
 	if d.grpcAddr, err = lc.Listen(ctx, "tcp", d.config.grpc); err != nil {
 		return fmt.Errorf("--grpc: %w", err)
 	}
 	d.closing(ignoreClosed(d.grpcAddr.Close))
+	if err := d.listenUnix(ctx); err != nil {
+		return fmt.Errorf("--grpc-unix: %w", err)
+	}
 	if d.httpAddr, err = lc.Listen(ctx, "tcp", d.config.http); err != nil {
 		return fmt.Errorf("--http: %w", err)
 	}
 	d.closing(ignoreClosed(d.httpAddr.Close))
 	d.host = d.registryHost()
 	return nil
+}
+
+func (d *daemon) readClientCA() error {
+	if d.config.tlsClientCA == "" {
+		return nil
+	}
+	pem, err := os.ReadFile(d.config.tlsClientCA)
+	if err != nil {
+		return fmt.Errorf("--tls-client-ca: %w", err)
+	}
+	d.clients = x509.NewCertPool()
+	if !d.clients.AppendCertsFromPEM(pem) {
+		return fmt.Errorf("--tls-client-ca: %s holds no PEM certificate", d.config.tlsClientCA)
+	}
+	return nil
+}
+
+// listenUnix opens the socket for this machine's clients. Until it belongs to
+// the group only its owner gets in.
+func (d *daemon) listenUnix(ctx context.Context) error {
+	path := d.config.grpcUnix
+	if path == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	l, err := unixsocket.Listen(ctx, path, 0o600)
+	if err != nil {
+		return err
+	}
+	d.grpcUnix = l
+	d.closing(ignoreClosed(l.Close))
+	if d.config.grpcGID < 0 {
+		return nil
+	}
+	if err := os.Chown(path, -1, d.config.grpcGID); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o660)
 }
 
 // registryHost is by which host images are named: as the operator says, else
@@ -342,18 +414,18 @@ func (d *daemon) mayBePlain(name string) bool {
 
 // serve answers clients and runs builds until ctx ends, then drains.
 func (d *daemon) serve(ctx context.Context) error {
-	opts := d.server.ServerOptions()
-	if d.tls != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(d.tls)))
-	}
-	g := grpc.NewServer(opts...)
+	g := grpc.NewServer(append(d.server.ServerOptions(), grpc.Creds(d.credentials()))...)
 	d.server.Register(g)
 	d.api.Register(g)
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
 
 	var running sync.WaitGroup
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	running.Go(func() { failed <- g.Serve(d.grpcAddr) })
+	if d.grpcUnix != nil {
+		running.Go(func() { failed <- g.Serve(d.grpcUnix) })
+		d.log.Info("clients on this machine are served", "socket", d.config.grpcUnix)
+	}
 	running.Go(func() { failed <- d.serveHTTP(web) })
 	work, stopWork := context.WithCancel(context.Background())
 	defer stopWork()
@@ -378,6 +450,17 @@ func (d *daemon) serve(ctx context.Context) error {
 	err = errors.Join(err, web.Shutdown(shut))
 	running.Wait()
 	return err
+}
+
+// credentials are those of the gRPC server, which alone asks for certificates
+// of clients.
+func (d *daemon) credentials() credentials.TransportCredentials {
+	if d.tls == nil {
+		return server.Credentials(nil)
+	}
+	config := d.tls.Clone()
+	config.ClientCAs = d.clients
+	return server.Credentials(config)
 }
 
 // drain refuses new builds and lets those under way end, up to the limit.
