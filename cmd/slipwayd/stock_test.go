@@ -3,6 +3,7 @@ package main_test
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -248,7 +249,15 @@ func TestBuildctl(t *testing.T) {
 		if got := fileOf(t, c.image(t, "secret:1", r.ok(t)), "size"); got != "4\n4\n" {
 			t.Errorf("sizes %q", got)
 		}
-		c.build(files.and("x", "y").write(t), "--no-cache", "--output", "type=image,name=none").refused(t, "key: not found")
+		c.build(files.and("x", "y").write(t), "--no-cache").refused(t, "exit code: 1")
+		c.build(dockerfile("FROM busybox", "RUN --mount=type=secret,id=key,required=true true").write(t)).refused(t, "secret key: not found", "InvalidArgument")
+	})
+	t.Run("ssh", func(t *testing.T) {
+		key := filepath.Join(c.home, "key")
+		command(t, needCommand(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", key)
+		files := dockerfile("FROM busybox", "RUN --mount=type=ssh test -S $SSH_AUTH_SOCK", "RUN --mount=type=ssh,required=true true").write(t)
+		c.build(files, "--ssh", "default="+key).ok(t)
+		c.build(files, "--no-cache").refused(t, "exit code: 1")
 	})
 	t.Run("network", func(t *testing.T) {
 		out := filepath.Join(c.home, "none")
@@ -291,11 +300,6 @@ func TestBuildctl(t *testing.T) {
 		}
 		c.build(files, "--output", "type=moby").refused(t, "use one of image, local, tar, oci, docker")
 	})
-	t.Run("failures", func(t *testing.T) {
-		c.build(dockerfile("FROM busybox", "RUN exit 7").write(t)).refused(t, "exit code: 7", "Dockerfile:2")
-		c.build(dockerfile("FROM busybox", "COPY absent /").write(t)).refused(t, `"/absent": not found`)
-		c.build(dockerfile("# syntax=127.0.0.1:1/no/frontend:1", "FROM scratch").write(t)).refused(t, "127.0.0.1:1", "Unavailable")
-	})
 	t.Run("cache", func(t *testing.T) {
 		if got := c.buildctl("debug", "workers").ok(t); !strings.Contains(got.out, "linux/amd64") {
 			t.Errorf("workers: %s", got.out)
@@ -303,16 +307,92 @@ func TestBuildctl(t *testing.T) {
 		if got := c.buildctl("du").ok(t); !strings.Contains(got.out, "Total:") {
 			t.Errorf("du: %s", got.out)
 		}
-		c.buildctl("prune", "--all").ok(t)
-		if got := c.buildctl("du").ok(t); !strings.Contains(got.out, "Total:\t\t0B") {
-			t.Errorf("du after prune: %s", got.out)
-		}
+		poll(t, 5*time.Second, "nothing to be in use", func() bool {
+			c.buildctl("prune", "--all").ok(t)
+			return strings.Contains(c.buildctl("du").ok(t).out, "Total:\t\t0B")
+		})
 		c.build(dir, "--output", push).ok(t)
+	})
+	t.Run("failures", func(t *testing.T) {
+		c.build(dockerfile("FROM busybox", "RUN exit 7").write(t)).refused(t, "exit code: 7", "Dockerfile:2")
+		c.build(dockerfile("FROM busybox", "COPY absent /").write(t)).refused(t, `"/absent": not found`)
+		c.build(dockerfile("# syntax=127.0.0.1:1/no/frontend:1", "FROM scratch").write(t)).refused(t, "127.0.0.1:1", "Unavailable")
 	})
 	if n := d.metric(`slipway_builds_total{pipeline="buildkit",status="succeeded"}`); n < 10 {
 		t.Errorf("%v builds were counted", n)
 	}
 	if n := d.metric("slipway_builds_running"); n != 0 {
 		t.Errorf("%v builds run", n)
+	}
+}
+
+// Clients at the same time share steps, and one that goes does not take the
+// others with it.
+func TestStockClientsTogether(t *testing.T) {
+	t.Parallel()
+	d, _ := startWithBusybox(t)
+	c := d.stock()
+	dir := dockerfile("FROM busybox", "RUN sleep 1; head -c 20 /dev/urandom | od > /random", "RUN echo done > /done").write(t)
+	runs := make([]*stockRun, 2)
+	var wg sync.WaitGroup
+	for i := range runs {
+		wg.Go(func() {
+			runs[i] = c.build(dir, "--output", fmt.Sprintf("type=image,push=true,name=%s/app%d:1", d.http, i))
+		})
+	}
+	wg.Wait()
+	var seen []string
+	for i, r := range runs {
+		seen = append(seen, fileOf(t, c.image(t, fmt.Sprintf("app%d:1", i), r.ok(t)), "random"))
+	}
+	if seen[0] != seen[1] {
+		t.Error("the step ran twice")
+	}
+
+	slow := dockerfile("FROM busybox", "RUN echo begun > /x; sleep 60").write(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan *stockRun, 1)
+	go func() {
+		ended <- c.runIn(ctx, "buildctl", "--addr", c.addr, "build", "--frontend", "dockerfile.v0", "--local", "context="+slow, "--local", "dockerfile="+slow)
+	}()
+	poll(t, 20*time.Second, "the step to run", func() bool { return len(d.containers()) > 0 })
+	cancel()
+	if r := <-ended; r.err == nil {
+		t.Errorf("cancelled, and yet %s", r.text)
+	}
+	poll(t, 10*time.Second, "the step to end", func() bool {
+		return len(d.containers()) == 0 && d.metric("slipway_builds_running") == 0 && d.metric(`slipway_builds_total{pipeline="buildkit",status="cancelled"}`) == 1
+	})
+	c.build(dir, "--output", "type=image,push=true,name="+d.http+"/app0:2").ok(t)
+}
+
+// The limit and the registry's word bind stock clients, too.
+func TestStockClientsAreBound(t *testing.T) {
+	t.Parallel()
+	d, _ := startWithBusybox(t, "--max-rootfs", "50MB")
+	c := d.stock()
+	name := "type=image,push=true,name=" + d.http + "/big:1"
+	c.build(dockerfile("FROM busybox", "RUN echo fine > /f", "RUN dd if=/dev/zero of=/endless bs=65536").write(t), "--output", name).
+		refused(t, "ResourceExhausted", "unpacked root file system reached", "/endless", "line 3")
+	c.build(dockerfile("FROM busybox", "COPY big /").and("big", strings.Repeat("x", 60*megabyte)).write(t), "--output", name).
+		refused(t, "ResourceExhausted", "unpacked root file system reached", "/big")
+	if d.exists(d.http + "/big:1") {
+		t.Error("an image over the limit was pushed")
+	}
+	// Who may not push is told before anything is built.
+	f := startForeign(t, false)
+	r := c.build(dockerfile("FROM busybox", "RUN echo built").write(t), "--output", "type=image,push=true,name="+f.host+"/a/b:1")
+	if r.refused(t, "PermissionDenied", "log in"); strings.Contains(r.text, "RUN echo") {
+		t.Errorf("it was built first: %s", r.text)
+	}
+	dir := filepath.Join(c.home, ".docker")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	auth := base64.StdEncoding.EncodeToString([]byte(foreignUser + ":" + foreignPassword))
+	writeFile(t, dir, "config.json", fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, f.host, auth))
+	c.build(dockerfile("FROM busybox", "RUN echo built").write(t), "--output", "type=image,push=true,name="+f.host+"/a/b:1").ok(t)
+	if len(f.puts) == 0 {
+		t.Error("nothing was pushed")
 	}
 }
