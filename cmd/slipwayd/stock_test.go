@@ -2,8 +2,10 @@ package main_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -218,7 +220,8 @@ func TestBuildctl(t *testing.T) {
 	d, _ := startWithBusybox(t)
 	c := d.stock()
 	dir := stages().write(t)
-	r := c.build(dir, "--output", "type=image,push=true,name="+d.http+"/kit:1")
+	push := "type=image,push=true,name=" + d.http + "/kit:1"
+	r := c.build(dir, "--output", push)
 	r.ok(t)
 	root := c.image(t, "kit:1", r)
 	for path, want := range map[string]string{"greeting": "hello\n", "all": "A\nB\n", "last": "last\n"} {
@@ -226,5 +229,90 @@ func TestBuildctl(t *testing.T) {
 			t.Errorf("%s is %q, want %q", path, got, want)
 		}
 	}
-	t.Log(r.text, r.out)
+	again := c.build(dir, "--output", push)
+	if again.ok(t).digest(t) != r.digest(t) || !strings.Contains(again.text, "CACHED") {
+		t.Errorf("unchanged: %s\n%s", again.out, again.text)
+	}
+
+	// Several names, one of them in another repository.
+	both := c.build(dir, "--output", fmt.Sprintf("type=image,push=true,\"name=%[1]s/kit:2,%[1]s/other:1\"", d.http))
+	both.ok(t)
+	for _, name := range []string{"kit:2", "other:1"} {
+		c.image(t, name, both)
+	}
+	t.Run("secret", func(t *testing.T) {
+		secret := filepath.Join(c.home, "secret")
+		writeFile(t, c.home, "secret", "hush")
+		files := dockerfile("FROM busybox", "RUN --mount=type=secret,id=key wc -c < /run/secrets/key > /size", "RUN --mount=type=secret,id=key,env=KEY echo ${#KEY} >> /size")
+		r := c.build(files.write(t), "--secret", "id=key,src="+secret, "--output", "type=image,push=true,name="+d.http+"/secret:1")
+		if got := fileOf(t, c.image(t, "secret:1", r.ok(t)), "size"); got != "4\n4\n" {
+			t.Errorf("sizes %q", got)
+		}
+		c.build(files.and("x", "y").write(t), "--no-cache", "--output", "type=image,name=none").refused(t, "key: not found")
+	})
+	t.Run("network", func(t *testing.T) {
+		out := filepath.Join(c.home, "none")
+		files := dockerfile("FROM busybox AS b", "RUN --network=none ls /sys/class/net > /net", "FROM scratch", "COPY --from=b /net /")
+		c.build(files.write(t), "--output", "type=local,dest="+out).ok(t)
+		if got := fileOf(t, out, "net"); got != "lo\n" {
+			t.Errorf("interfaces %q", got)
+		}
+		files = dockerfile("FROM busybox", "RUN --network=host true")
+		c.build(files.write(t)).refused(t, "network.host is not allowed", "PermissionDenied")
+		c.build(files.write(t), "--allow", "network.host").refused(t, "the entitlement network.host is not allowed", "PermissionDenied")
+		c.build(dockerfile("FROM busybox", "RUN --security=insecure true").write(t)).refused(t, "security.insecure is not allowed")
+	})
+	t.Run("cache mount", func(t *testing.T) {
+		step := func(app string) string {
+			files := dockerfile("FROM busybox", "RUN --mount=type=cache,target=/c echo "+app+" >> /c/log && cat /c/log > /seen")
+			name := app + ":" + strings.ToLower(rand.Text())
+			r := c.build(files.write(t), "--no-cache", "--output", "type=image,push=true,name="+d.http+"/"+name)
+			return fileOf(t, c.image(t, name, r.ok(t)), "seen")
+		}
+		if got := step("one"); got != "one\n" {
+			t.Errorf("first %q", got)
+		}
+		if got := step("one"); got != "one\none\n" {
+			t.Errorf("second %q", got)
+		}
+		if got := step("two"); got != "two\n" {
+			t.Errorf("another app saw %q", got)
+		}
+	})
+	t.Run("outputs", func(t *testing.T) {
+		files := dockerfile("FROM busybox AS b", "RUN echo made > /made", "FROM scratch", "COPY --from=b /made /").write(t)
+		for typ, dest := range map[string]string{"tar": "out.tar", "oci": "oci.tar", "docker": "docker.tar"} {
+			file := filepath.Join(c.home, dest)
+			c.build(files, "--output", "type="+typ+",dest="+file+",name=made:1").ok(t)
+			raw, err := exec.Command("tar", "-tf", file).CombinedOutput()
+			if list := string(raw); err != nil || typ == "tar" && list != "made\n" || typ != "tar" && !strings.Contains(list, "index.json") || typ == "docker" && !strings.Contains(list, "manifest.json") {
+				t.Errorf("%s holds %s", typ, list)
+			}
+		}
+		c.build(files, "--output", "type=moby").refused(t, "use one of image, local, tar, oci, docker")
+	})
+	t.Run("failures", func(t *testing.T) {
+		c.build(dockerfile("FROM busybox", "RUN exit 7").write(t)).refused(t, "exit code: 7", "Dockerfile:2")
+		c.build(dockerfile("FROM busybox", "COPY absent /").write(t)).refused(t, `"/absent": not found`)
+		c.build(dockerfile("# syntax=127.0.0.1:1/no/frontend:1", "FROM scratch").write(t)).refused(t, "127.0.0.1:1", "Unavailable")
+	})
+	t.Run("cache", func(t *testing.T) {
+		if got := c.buildctl("debug", "workers").ok(t); !strings.Contains(got.out, "linux/amd64") {
+			t.Errorf("workers: %s", got.out)
+		}
+		if got := c.buildctl("du").ok(t); !strings.Contains(got.out, "Total:") {
+			t.Errorf("du: %s", got.out)
+		}
+		c.buildctl("prune", "--all").ok(t)
+		if got := c.buildctl("du").ok(t); !strings.Contains(got.out, "Total:\t\t0B") {
+			t.Errorf("du after prune: %s", got.out)
+		}
+		c.build(dir, "--output", push).ok(t)
+	})
+	if n := d.metric(`slipway_builds_total{pipeline="buildkit",status="succeeded"}`); n < 10 {
+		t.Errorf("%v builds were counted", n)
+	}
+	if n := d.metric("slipway_builds_running"); n != 0 {
+		t.Errorf("%v builds run", n)
+	}
 }
