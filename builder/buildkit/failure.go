@@ -33,6 +33,10 @@ func (b *build) explain(err error) error {
 		return context.Cause(b.ctx)
 	}
 	line := lineOf(err)
+	if known := b.foreseen(err); known != nil {
+		known.Line, known.Err = line, err
+		return known
+	}
 	if exit, ok := errors.AsType[*gateway.ExitError](err); ok && exit.ExitCode != gateway.UnknownExitStatus {
 		e := failure.Userf(failure.StepFailed, "the output above says why; steps before this one stay cached", "%s", message(err))
 		e.ExitCode, e.Line, e.Err = int(exit.ExitCode), line, err
@@ -41,6 +45,27 @@ func (b *build) explain(err error) error {
 	e := kindOf(err)
 	e.Line, e.Err, e.Message = line, err, message(err)
 	return e
+}
+
+// foresee notes what an error means that is going to come back as a text with
+// its message in it.
+func (b *build) foresee(e *failure.Error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.causes = append(b.causes, e)
+}
+
+// foreseen returns a copy of what is known of an error; nil if that is nothing.
+func (b *build) foreseen(err error) *failure.Error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.causes {
+		if strings.Contains(err.Error(), e.Message) {
+			known := *e
+			return &known
+		}
+	}
+	return nil
 }
 
 // lineOf is the line of the Dockerfile that an error is about; 0 if it is about

@@ -26,6 +26,7 @@ import (
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
+	"github.com/moby/buildkit/source/git"
 	urls "github.com/moby/buildkit/source/http"
 	"github.com/moby/buildkit/source/local"
 	"github.com/moby/buildkit/util/archutil"
@@ -169,8 +170,12 @@ func (o *opener) openWorker(ctx context.Context) error {
 		return err
 	}
 	w.SourceManager.Register(w.HTTPSource)
-	w.SourceManager.Register(noGit{})
-	w.GitSource = nil
+	repositories, err := git.NewSource(git.Opt{CacheAccessor: w.CacheManager()})
+	if err != nil {
+		return err
+	}
+	w.SourceManager.Register(&gitSource{Source: repositories, tenant: o.tenant})
+	w.GitSource = nil // nobody may ask it
 	o.worker = &worker{Worker: w, tenant: o.tenant}
 	return nil
 }
