@@ -1,6 +1,7 @@
 package buildkit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"regexp"
@@ -10,6 +11,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/slipwayhq/slipway/builder/failure"
 )
@@ -32,7 +34,7 @@ func (b *build) explain(err error) error {
 	if errors.Is(err, context.Canceled) && context.Cause(b.ctx) != nil {
 		return context.Cause(b.ctx)
 	}
-	line := lineOf(err)
+	line := cmp.Or(lineOf(err), b.lineOfVertex(err))
 	if known := b.foreseen(err); known != nil {
 		known.Line, known.Err = line, err
 		return known
@@ -111,6 +113,15 @@ var kinds = []struct {
 	{"authorization failed", failure.Error{Code: failure.BaseDenied, Blame: failure.User, Hint: "log in to the registry with docker login where you deploy"}},
 	{"failed to resolve source metadata", failure.Error{Code: failure.BaseNotFound, Blame: failure.User, Hint: "check the image's name and tag, and that the daemon reaches its registry"}},
 	{"failed to do request", failure.Error{Code: failure.BaseUnavailable, Blame: failure.Registry, Retryable: true, Hint: "the daemon cannot reach the registry; --registry-mirror names another place to pull from"}},
+}
+
+// lineOfVertex is the line of the vertex that an error is about; 0 if it is
+// about none.
+func (b *build) lineOfVertex(err error) int {
+	if v, ok := errors.AsType[*errdefs.VertexError](err); ok {
+		return b.lines.of(digest.Digest(v.Digest)).Line
+	}
+	return 0
 }
 
 func kindOf(err error) *failure.Error {
