@@ -205,12 +205,21 @@ func (i *gitInstance) find(ctx context.Context, job solver.JobContext) (c gitfet
 	return c, err
 }
 
+// otherProtocol refuses the address of a repository that the daemon has no
+// protocol for.
+func otherProtocol(remote string) error {
+	if remedy, other := gitfetch.IsOther(remote); other {
+		return failure.Userf(failure.NotSupported, remedy, "%s: the daemon fetches Git repositories over https and http only", urlutil.RedactCredentials(remote))
+	}
+	return nil
+}
+
 var hexadecimal = regexp.MustCompile(`^[0-9a-fA-F]+$`)
 
 // check refuses what the daemon does not do.
 func (i *gitInstance) check() error {
-	if remedy, other := gitfetch.IsOther(i.id.Remote); other {
-		return failure.Userf(failure.NotSupported, remedy, "%s: the daemon fetches Git repositories over https and http only", i.name())
+	if err := otherProtocol(i.id.Remote); err != nil {
+		return err
 	}
 	switch {
 	case i.source.tenant.engine.opts.Git == nil:

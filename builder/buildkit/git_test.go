@@ -25,9 +25,11 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/tonistiigi/fsutil/types"
 
+	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/gitfetch/gittest"
 	"github.com/slipwayhq/slipway/layercache"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 )
 
 // A desk is an org's BuildKit that fetches from 127.0.0.1 only.
@@ -354,21 +356,60 @@ func TestGitSourceSignature(t *testing.T) {
 	}
 }
 
-// A repository may be a build's context, and one of those with names.
+// A repository may be a build's context, and one of those with names. The
+// provenance has their commits, and no password.
 func TestGitContext(t *testing.T) {
 	d := newDesk(t, 0)
 	server := gittest.Serve(t, false)
 	repo, other := server.Repo("r"), server.Repo("other")
-	repo.Commit(map[string]string{"sub/Dockerfile": "FROM scratch\nCOPY f /\nCOPY --from=more g /\n", "sub/f": "f"})
-	other.Commit(map[string]string{"g": "g"})
+	first := repo.Commit(map[string]string{"sub/Dockerfile": "FROM scratch\nCOPY f /\nCOPY --from=more g /\n", "sub/f": "f"})
+	second := other.Commit(map[string]string{"g": "g"})
 	out := t.TempDir()
 	_, err := d.client.Solve(t.Context(), nil, client.SolveOpt{
-		Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"context": repo.URL + "#main:sub", "context:more": other.URL + "?branch=main"},
+		Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{
+			"context":      strings.Replace(repo.URL, "://", "://user:hunter2@", 1) + "#main:sub",
+			"context:more": other.URL + "?branch=main", "attest:provenance": "mode=min",
+		},
 		Exports: []client.ExportEntry{{Type: client.ExporterLocal, OutputDir: out}},
 	}, nil)
 	for _, name := range []string{"f", "g"} {
 		if got, readErr := os.ReadFile(filepath.Join(out, name)); err != nil || readErr != nil || string(got) != name {
 			t.Errorf("%q, %v", got, errors.Join(err, readErr))
 		}
+	}
+	said, err := os.ReadFile(filepath.Join(out, "provenance.json"))
+	if err != nil || !bytes.Contains(said, []byte(first)) || !bytes.Contains(said, []byte(second)) || bytes.Contains(said, []byte("hunter2")) {
+		t.Errorf("provenance: %v %s", err, said)
+	}
+}
+
+// Nobody looks for the keys of an SSH server on the way to the refusal.
+func TestGitOtherProtocol(t *testing.T) {
+	d := newDesk(t, 0)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	fatal(t, err)
+	defer l.Close()
+	reached := make(chan struct{})
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			c.Close()
+			close(reached)
+		}
+	}()
+	address := "ssh://git@" + l.Addr().String() + "/x.git"
+	for _, attrs := range []map[string]string{{"context": address}, {"contextkey": "other", "other": address}} {
+		_, err := d.client.Solve(t.Context(), nil, client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: attrs}, nil)
+		if err == nil || !strings.Contains(err.Error(), "https and http only") {
+			t.Errorf("%v: %v", attrs, err)
+		}
+	}
+	_, err = check(&slipwayv1.Dockerfile{Name: "Dockerfile", Content: []byte("FROM scratch\nADD " + address + " /x\n")})
+	if e := failure.As(err); e.Code != failure.NotSupported || e.Line != 2 || e.Hint == "" {
+		t.Errorf("ADD: %v", err)
+	}
+	select {
+	case <-reached:
+		t.Error("the daemon has connected")
+	default:
 	}
 }

@@ -19,7 +19,6 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/control"
 	"github.com/moby/buildkit/frontend"
-	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
 	"github.com/moby/buildkit/frontend/gateway"
 	"github.com/moby/buildkit/frontend/gateway/forwarder"
 	"github.com/moby/buildkit/session"
@@ -249,7 +248,7 @@ func (o *opener) openControl(ctx context.Context) error {
 		SessionManager:   o.sessions,
 		WorkerController: workers,
 		Frontends: map[string]frontend.Frontend{
-			"dockerfile.v0": &marker{Frontend: forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build), tenant: o.tenant},
+			"dockerfile.v0": &marker{Frontend: forwarder.NewGatewayForwarder(workers.Infos(), readDockerfile), tenant: o.tenant},
 			"gateway.v0":    &marker{Frontend: images, tenant: o.tenant},
 		},
 		CacheManager: o.results,

@@ -1,10 +1,12 @@
 package main_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -386,4 +388,31 @@ func TestBuildKitGit(t *testing.T) {
 	if r.code() != exitUser || r.Error == nil || r.Error.Code != "fetch_failed" || r.Error.Line != 2 || !strings.Contains(r.Error.Hint, "--allow-egress") {
 		t.Errorf("without leave: exit code %d, %+v", r.code(), r.Error)
 	}
+}
+
+// A private repository opens to a build secret, which nobody sees.
+func TestBuildKitGitSecret(t *testing.T) {
+	t.Parallel()
+	server := gittest.Serve(t, false)
+	repo := server.Repo("closed")
+	repo.Commit(map[string]string{"f": "private"})
+	const token = "squeamish-ossifrage-of-a-repository"
+	header := "Basic " + base64.StdEncoding.EncodeToString([]byte("x-access-token:"+token))
+	server.Before = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") == header {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", "Basic")
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	d, c := startWithBusybox(t, "--allow-egress", "127.0.0.1/32")
+	dir := dockerfile("FROM busybox", "ADD "+repo.URL+" /src", "ADD --keep-git-dir "+repo.URL+" /all").write(t)
+	r := c.tryDeploy("closed", dir, "--buildkit")
+	if r.code() != exitUser || r.Error == nil || r.Error.Code != "fetch_failed" || !strings.Contains(r.Error.Hint, "GIT_AUTH_TOKEN") {
+		t.Errorf("without the secret: exit code %d, %+v", r.code(), r.Error)
+	}
+	done := c.deploy("closed", dir, "--buildkit", "--build-secret", "GIT_AUTH_TOKEN="+token, "--provenance=max")
+	d.hidden(c, done.BuildID, token)
+	d.hidden(c, done.BuildID, strings.TrimPrefix(header, "Basic "))
 }
