@@ -41,7 +41,7 @@ var arrows = map[string][]string{
 	"builder/rootfs":   {},
 	"builder/thread":   {},
 	"builder/sandbox":  {"builder/thread"},
-	"builder/gitfetch": {"builder/rootfs", "builder/thread"},
+	"builder/gitfetch": {"builder/failure", "builder/rootfs", "builder/thread"},
 	"builder/layer":    {"builder/failure", "builder/rootfs", "layercache", "limits", "pushd"},
 	"builder/base":     {"builder/failure", "builder/layer", "layercache", "limits"},
 	"builder/classic":  {"builder", "buildctx", "layercache", "limits", "proto"},

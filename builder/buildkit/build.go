@@ -104,6 +104,7 @@ type build struct {
 	ledger chainLedger
 	image  *builder.Image
 	named  map[string]func() // sessions that were asked for, to be given up
+	causes []*failure.Error  // of errors that BuildKit makes texts of
 }
 
 // fail ends the build for a reason of its own, such as the limit.

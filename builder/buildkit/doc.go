@@ -12,6 +12,8 @@
 //   - The context of a deploy is its manifest and the contents in the cache
 //     (source.go): what is unchanged is neither sent nor read, and modification
 //     times decide nothing.
+//   - Git runs in package builder/gitfetch, which reaches what steps may reach
+//     (git.go).
 //   - A step runs in the sandbox of package builder/sandbox (subpackage
 //     executor) and is stopped when it writes past the limit (watch.go).
 //   - Layers are made by package builder/layer ([compression]) as soon as their

@@ -17,6 +17,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
+	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/layercache"
 )
 
@@ -32,6 +33,8 @@ type Options struct {
 	// Fetch gets what steps of Dockerfiles and clients name by URL. It guards
 	// which addresses may be reached.
 	Fetch http.RoundTripper
+
+	Git *gitfetch.Fetcher // for Git repositories; nil refuses them
 
 	MaxSize int64 // of an unpacked layer of a base image, in bytes, as builder.Options has it
 

@@ -23,6 +23,7 @@ import (
 type step struct {
 	*slipwayv1.PlannedStep
 	digest    digest.Digest
+	whole     digest.Digest // the step that it is a part of; "" if it is one
 	started   time.Time
 	completed time.Time
 	ran       bool // it left something, in this build
@@ -105,8 +106,38 @@ func (b *build) learn(def *pb.Definition) {
 	slices.SortFunc(found, func(a, b *step) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Stage, b.Stage), cmp.Compare(a.Number, b.Number))
 	})
+	found, parts := split(found)
 	b.lines.add(found)
+	b.lines.add(parts)
 	b.events.plan(found)
+	b.events.partake(parts)
+}
+
+// split takes out what is a part of another step: of an ADD, BuildKit fetches
+// the repository or the URL under the name of the copy, without a line.
+func split(all []*step) (steps, parts []*step) {
+	type name struct {
+		stage, source string
+		number, total uint32
+	}
+	of := func(s *step) name { return name{s.Stage, s.Source, s.Number, s.Total} }
+	whole := map[name]*step{}
+	for _, s := range all {
+		if s.Line > 0 {
+			whole[of(s)] = s
+		}
+	}
+	for _, s := range all {
+		w := whole[of(s)]
+		if s.Line > 0 || w == nil {
+			steps = append(steps, s)
+			continue
+		}
+		s.Line, s.EndLine = w.Line, w.EndLine
+		s.whole = w.digest
+		parts = append(parts, s)
+	}
+	return steps, parts
 }
 
 func (x *lines) add(steps []*step) {
@@ -148,11 +179,12 @@ type events struct {
 	byDigest map[digest.Digest]*step
 	pulls    map[string]*slipwayv1.PullProgress
 	names    map[digest.Digest]string // of vertices that are no steps
+	parts    map[digest.Digest]*step  // steps by the vertices that are parts of them
 	layers   map[digest.Digest]bool   // that were told of, by diff ID
 }
 
 func newEvents(b *build) *events {
-	return &events{build: b, byDigest: map[digest.Digest]*step{}, pulls: map[string]*slipwayv1.PullProgress{}, names: map[digest.Digest]string{}, layers: map[digest.Digest]bool{}}
+	return &events{build: b, byDigest: map[digest.Digest]*step{}, pulls: map[string]*slipwayv1.PullProgress{}, names: map[digest.Digest]string{}, parts: map[digest.Digest]*step{}, layers: map[digest.Digest]bool{}}
 }
 
 func (e *events) emit(ev *slipwayv1.Event) { e.build.job.Session.Emit(ev) }
@@ -185,6 +217,36 @@ func (e *events) plan(found []*step) {
 	e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_Plan{Plan: p}})
 }
 
+// partake learns which vertices are parts of steps.
+func (e *events) partake(parts []*step) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range parts {
+		if s := e.byDigest[p.whole]; s != nil {
+			e.parts[p.digest] = s
+		}
+	}
+}
+
+// part follows one: the step begins with it, and fails with it.
+func (e *events) part(s *step, v *client.Vertex) {
+	if v.Started != nil {
+		e.begin(s, *v.Started)
+	}
+	if v.Error != "" && v.Completed != nil {
+		s.err, s.completed = v.Error, *v.Completed
+		e.done(s)
+	}
+}
+
+// begin tells once that a step has begun.
+func (e *events) begin(s *step, at time.Time) {
+	if s.started.IsZero() {
+		s.started = at
+		e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepStarted{StepStarted: &slipwayv1.StepStarted{Step: s.Step}}})
+	}
+}
+
 // left notes that a step of this build has left something.
 func (e *events) left(v digest.Digest) {
 	e.mu.Lock()
@@ -214,7 +276,7 @@ func (e *events) status(st *client.SolveStatus) {
 		e.vertex(v)
 	}
 	for _, l := range st.Logs {
-		if s := e.byDigest[l.Vertex]; s != nil {
+		if s := cmp.Or(e.byDigest[l.Vertex], e.parts[l.Vertex]); s != nil {
 			e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepLog{StepLog: &slipwayv1.StepLog{Step: s.Step, Stream: streamOf(l.Stream), Data: l.Data}}})
 		}
 	}
@@ -236,14 +298,17 @@ func streamOf(n int) slipwayv1.LogStream {
 // vertex follows a step. BuildKit begins one and ends it more than once: while
 // it looks whether the step is cached, and when it runs.
 func (e *events) vertex(v *client.Vertex) {
+	if s := e.parts[v.Digest]; s != nil {
+		e.part(s, v)
+		return
+	}
 	s := e.byDigest[v.Digest]
 	if s == nil {
 		e.names[v.Digest] = v.Name
 		return
 	}
-	if v.Started != nil && s.started.IsZero() {
-		s.started = *v.Started
-		e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_StepStarted{StepStarted: &slipwayv1.StepStarted{Step: s.Step}}})
+	if v.Started != nil {
+		e.begin(s, *v.Started)
 	}
 	s.cached = s.cached || v.Cached
 	if v.Error != "" {

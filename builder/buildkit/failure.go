@@ -1,6 +1,7 @@
 package buildkit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"regexp"
@@ -10,6 +11,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/slipwayhq/slipway/builder/failure"
 )
@@ -32,7 +34,11 @@ func (b *build) explain(err error) error {
 	if errors.Is(err, context.Canceled) && context.Cause(b.ctx) != nil {
 		return context.Cause(b.ctx)
 	}
-	line := lineOf(err)
+	line := cmp.Or(lineOf(err), b.lineOfVertex(err))
+	if known := b.foreseen(err); known != nil {
+		known.Line, known.Err = line, err
+		return known
+	}
 	if exit, ok := errors.AsType[*gateway.ExitError](err); ok && exit.ExitCode != gateway.UnknownExitStatus {
 		e := failure.Userf(failure.StepFailed, "the output above says why; steps before this one stay cached", "%s", message(err))
 		e.ExitCode, e.Line, e.Err = int(exit.ExitCode), line, err
@@ -41,6 +47,27 @@ func (b *build) explain(err error) error {
 	e := kindOf(err)
 	e.Line, e.Err, e.Message = line, err, message(err)
 	return e
+}
+
+// foresee notes what an error means that is going to come back as a text with
+// its message in it.
+func (b *build) foresee(e *failure.Error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.causes = append(b.causes, e)
+}
+
+// foreseen returns a copy of what is known of an error; nil if that is nothing.
+func (b *build) foreseen(err error) *failure.Error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.causes {
+		if strings.Contains(err.Error(), e.Message) {
+			known := *e
+			return &known
+		}
+	}
+	return nil
 }
 
 // lineOf is the line of the Dockerfile that an error is about; 0 if it is about
@@ -102,6 +129,15 @@ var kinds = []kind{
 	textual(`failed to resolve source metadata`, failure.BaseNotFound, failure.User, "check the image's name and tag"),
 	textual(`(^|: )secret [^:]+: not found`, failure.InvalidArgument, failure.User, "give the secret with --build-secret"),
 	textual(`no SSH key .* forwarded|unset ssh forward key`, failure.InvalidArgument, failure.User, "forward an agent with --ssh"),
+}
+
+// lineOfVertex is the line of the vertex that an error is about; 0 if it is
+// about none.
+func (b *build) lineOfVertex(err error) int {
+	if v, ok := errors.AsType[*errdefs.VertexError](err); ok {
+		return b.lines.of(digest.Digest(v.Digest)).Line
+	}
+	return 0
 }
 
 func kindOf(err error) *failure.Error {

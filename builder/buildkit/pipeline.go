@@ -67,8 +67,28 @@ func check(f *slipwayv1.Dockerfile) (steps string, err error) {
 	n := len(stages)
 	for _, s := range stages {
 		n += len(s.Commands)
+		if err := spoken(s); err != nil {
+			return "", err
+		}
 	}
 	return fmt.Sprintf("%d instructions in %d stages", n, len(stages)), nil
+}
+
+// spoken refuses repositories that the daemon cannot fetch: the frontend would
+// look for the keys of SSH servers first.
+func spoken(s instructions.Stage) error {
+	for _, c := range s.Commands {
+		add, ok := c.(*instructions.AddCommand)
+		if !ok {
+			continue
+		}
+		for _, src := range add.SourcePaths {
+			if err := otherProtocol(src); err != nil {
+				return failure.At(err, failure.Preflight, add.Location()[0].Start.Line)
+			}
+		}
+	}
+	return nil
 }
 
 // Detail implements [builder.Plan].

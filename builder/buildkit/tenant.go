@@ -19,13 +19,13 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/control"
 	"github.com/moby/buildkit/frontend"
-	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
 	"github.com/moby/buildkit/frontend/gateway"
 	"github.com/moby/buildkit/frontend/gateway/forwarder"
 	"github.com/moby/buildkit/session"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
+	"github.com/moby/buildkit/source/git"
 	urls "github.com/moby/buildkit/source/http"
 	"github.com/moby/buildkit/source/local"
 	"github.com/moby/buildkit/util/archutil"
@@ -173,8 +173,12 @@ func (o *opener) openWorker(ctx context.Context) error {
 		return err
 	}
 	w.SourceManager.Register(w.HTTPSource)
-	w.SourceManager.Register(noGit{})
-	w.GitSource = nil
+	repositories, err := git.NewSource(git.Opt{CacheAccessor: w.CacheManager()})
+	if err != nil {
+		return err
+	}
+	w.SourceManager.Register(&gitSource{Source: repositories, tenant: o.tenant})
+	w.GitSource = nil // nobody may ask it
 	o.worker = &worker{Worker: w, tenant: o.tenant}
 	return nil
 }
@@ -248,7 +252,7 @@ func (o *opener) openControl(ctx context.Context) error {
 		SessionManager:   o.sessions,
 		WorkerController: workers,
 		Frontends: map[string]frontend.Frontend{
-			"dockerfile.v0": &marker{Frontend: forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build), tenant: o.tenant},
+			"dockerfile.v0": &marker{Frontend: forwarder.NewGatewayForwarder(workers.Infos(), readDockerfile), tenant: o.tenant},
 			"gateway.v0":    &marker{Frontend: images, tenant: o.tenant},
 		},
 		CacheManager: o.results,

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/sandbox"
 )
 
@@ -73,3 +74,6 @@ type closedError struct {
 func (e *closedError) Error() string {
 	return fmt.Sprintf("%s %s, and the operator does not allow it with --allow-egress", e.ip, e.reason)
 }
+
+// Unwrap tells package gitfetch, which does not know where it may not go.
+func (e *closedError) Unwrap() error { return gitfetch.ErrClosed }

@@ -4,14 +4,11 @@ import (
 	"archive/tar"
 	"cmp"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"path"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -23,16 +20,12 @@ import (
 	"github.com/slipwayhq/slipway/builder/gitfetch"
 )
 
-// scpLike is how Git writes an SSH address without a scheme, such as
-// git@github.com:org/repo.
-var scpLike = regexp.MustCompile(`^([\w.-]+)@([\w.-]+):`)
-
 // isGit reports whether s is the address of a Git repository, or looks like one
 // to people: a URL that ends in ".git/", or has a branch behind a "#". A
 // fragment with an equals sign is not one but a checksum, as lists of Python
 // packages have them.
 func isGit(s string) bool {
-	if strings.HasPrefix(s, "git://") || strings.HasPrefix(s, "ssh://") || scpLike.MatchString(s) {
+	if _, other := gitfetch.IsOther(s); other {
 		return true
 	}
 	if !isURL(s) {
@@ -45,14 +38,8 @@ func isGit(s string) bool {
 
 // parseGit reads the address of a repository.
 func parseGit(s string) (*dfgitutil.GitRef, error) {
-	unable := func(hint string) error {
-		return failure.Userf(failure.NotSupported, hint, "ADD failed: %s: the daemon fetches Git repositories over https and http only", redact(s))
-	}
-	switch at := scpLike.FindStringSubmatch(s); {
-	case at != nil:
-		return nil, unable("write https://" + at[2] + "/" + strings.TrimPrefix(s, at[0]) + "; a private repository needs the build secret GIT_AUTH_TOKEN")
-	case strings.HasPrefix(s, "ssh://"), strings.HasPrefix(s, "git://"):
-		return nil, unable("write the repository's https:// address; a private one needs the build secret GIT_AUTH_TOKEN")
+	if remedy, other := gitfetch.IsOther(s); other {
+		return nil, failure.Userf(failure.NotSupported, remedy, "ADD failed: %s: the daemon fetches Git repositories over https and http only", redact(s))
 	}
 	ref, is, err := dfgitutil.ParseGitRef(s)
 	if err != nil && is {
@@ -131,37 +118,11 @@ type clone struct {
 // authorize finds the credentials for a remote: those in its address, or the
 // build secrets that BuildKit asks for.
 func (c *clone) authorize(ctx context.Context, remote string) error {
-	u, err := url.Parse(remote)
-	if err != nil {
+	err := c.src.Authorize(ctx, remote, gitfetch.BuildSecrets, c.stage.build.job.Session.Secret)
+	if errors.Is(err, gitfetch.ErrAddress) {
 		return failure.Userf(failure.DockerfileInvalid, "mend the URL", "ADD failed: %s: not a URL", c.name)
 	}
-	user := u.User
-	u.User = nil
-	c.src.Remote = u.String()
-	if user != nil {
-		password, _ := user.Password()
-		c.src.Authorization = basic(user.Username(), password)
-		return nil
-	}
-	for _, name := range []string{"GIT_AUTH_HEADER." + u.Host, "GIT_AUTH_TOKEN." + u.Host, "GIT_AUTH_HEADER", "GIT_AUTH_TOKEN"} {
-		value, ok, err := c.stage.build.job.Session.Secret(ctx, name)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			continue
-		}
-		c.src.Authorization = strings.TrimSpace(string(value))
-		if strings.HasPrefix(name, "GIT_AUTH_TOKEN") {
-			c.src.Authorization = basic("x-access-token", c.src.Authorization)
-		}
-		return nil
-	}
-	return nil
-}
-
-func basic(user, password string) string {
-	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+	return err
 }
 
 // identity stands for all that the clone's files depend on.
@@ -211,38 +172,7 @@ func (c *clone) fetch(ctx context.Context) error {
 
 // failed tells people what became of a fetch.
 func (c *clone) failed(err error) error {
-	var closed *closedError
-	var git *gitfetch.Error
-	e := &failure.Error{Code: failure.FetchFailed, Blame: failure.User, Message: fmt.Sprintf("ADD failed: %s: %v", c.name, err), Err: err}
-	switch {
-	case errors.As(err, &closed):
-		e.Hint = "copy the repository into the context, or ask the operator for --allow-egress"
-	case errors.Is(err, gitfetch.ErrRedirect):
-		e.Hint = "write the address that it redirects to: credentials are sent to no other server than the one that is named"
-	case errors.Is(err, gitfetch.ErrNoRef):
-		e.Hint = "name a branch, a tag or a commit's full hash that the repository has"
-	case errors.Is(err, gitfetch.ErrTooLarge):
-		e.Code, e.Hint = failure.TooLarge, "fetch a smaller repository, or an archive of what the image needs"
-		e.Message = fmt.Sprintf("ADD failed: %s: with its history, it takes more than twice the limit of %d bytes", c.name, c.stage.build.job.MaxSize)
-	case errors.Is(err, gitfetch.ErrNoGit):
-		e.Code, e.Blame, e.Hint = failure.NotSupported, failure.Builder, "the operator installs git where the daemon runs"
-	case errors.As(err, &git) && git.Auth:
-		e.Hint = "check the address; a private repository needs the build secret GIT_AUTH_TOKEN with a token that may read it"
-	case errors.As(err, &git):
-		e.Hint = "check the address and the ref; a private repository needs the build secret GIT_AUTH_TOKEN"
-	case isConnection(err):
-		e.Blame, e.Retryable, e.Hint = failure.Net, true, "check the address; the daemon reaches public addresses only, unless the operator allows more"
-	default:
-		return err
-	}
-	return e
-}
-
-// isConnection reports whether a network failed, not a server.
-func isConnection(err error) bool {
-	var op *net.OpError
-	var dns *net.DNSError
-	return errors.As(err, &op) || errors.As(err, &dns)
+	return gitfetch.Explain(err, "ADD failed: "+c.name, c.stage.build.job.MaxSize)
 }
 
 func (c *clone) lstat(p string) (*file, error) {

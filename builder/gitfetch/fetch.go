@@ -191,22 +191,30 @@ func (f *Fetcher) Fetch(ctx context.Context, src Source, c Commit, max int64) (*
 		<-watched
 		return err
 	})
+	if err == nil && max >= 0 {
+		err = weigh(ctx, room, max) // the last bytes came after the last look
+	}
 	if err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
 
-// checkout fills the tree and returns the commit's time.
-func (j *jail) checkout(src Source, c Commit) (at time.Time, err error) {
+// begin makes an empty repository.
+func (j *jail) begin(src Source, c Commit) error {
 	format := "sha1"
 	if len(c.Hash) == 64 {
 		format = "sha256"
 	}
-	if err := j.all(
+	return j.all(
 		[]string{"init", "-q", "--template=", "--object-format=" + format},
 		[]string{"remote", "add", "origin", src.Remote},
-	); err != nil {
+	)
+}
+
+// checkout fills the tree and returns the commit's time.
+func (j *jail) checkout(src Source, c Commit) (at time.Time, err error) {
+	if err := j.begin(src, c); err != nil {
 		return at, err
 	}
 	if err := j.fetch(src, c); err != nil {
@@ -237,9 +245,9 @@ func (j *jail) checkout(src Source, c Commit) (at time.Time, err error) {
 
 // fetch gets the commit alone if the server gives it out by its hash, else the
 // ref, else everything.
-func (j *jail) fetch(src Source, c Commit) error {
+func (j *jail) fetch(src Source, c Commit, more ...string) error {
 	const shallow = "--depth=1"
-	base := []string{"fetch", "-q", "--no-tags", "--no-recurse-submodules"}
+	base := append([]string{"fetch", "-q", "--no-tags", "--no-recurse-submodules"}, more...)
 	tries := [][]string{{shallow, "--", "origin", c.Hash}}
 	if c.Ref != "" {
 		tries = append(tries, []string{shallow, "--", "origin", c.Ref})

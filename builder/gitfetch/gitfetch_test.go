@@ -371,3 +371,26 @@ func TestBounds(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Objects are those that a ref, a tag's hash included, stands for.
+func TestObjects(t *testing.T) {
+	d := newDesk(t, "")
+	repo := gittest.Serve(t, false).Repo("r")
+	commit := repo.Commit(map[string]string{"f": "one"})
+	repo.Git("tag", "-a", "-m", "m", "v1")
+	tag := repo.Git("rev-parse", "v1")
+	for _, filters := range []string{"false", "true"} {
+		repo.Git("config", "uploadpack.allowFilter", filters)
+		for ref, want := range map[string]string{"": "", commit: "", "v1": tag, tag: tag} {
+			src := gitfetch.Source{Remote: repo.URL, Ref: ref}
+			c, err := d.Resolve(t.Context(), src)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, err := d.Objects(t.Context(), src, c)
+			if err != nil || o.Hash != commit || o.Tag != want || !strings.HasPrefix(string(o.RawCommit), "tree ") || (want != "") != strings.HasPrefix(string(o.RawTag), "object "+commit) {
+				t.Errorf("%q: %+v, %v", ref, o, err)
+			}
+		}
+	}
+}

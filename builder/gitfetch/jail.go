@@ -261,6 +261,15 @@ func (j *jail) watch(most int64) (done <-chan struct{}, stop func()) {
 	return ended, func() { cancel(nil) }
 }
 
+// weigh returns ErrTooLarge if a room has too much in it.
+func weigh(ctx context.Context, room string, most int64) error {
+	n, _, err := rootfs.NewGauge(room).Look(ctx, 2*most)
+	if err == nil && n > 2*most {
+		err = ErrTooLarge
+	}
+	return err
+}
+
 // A capped buffer drops what is too much.
 type capped struct {
 	bytes.Buffer

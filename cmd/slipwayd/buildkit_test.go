@@ -1,9 +1,12 @@
 package main_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/slipwayhq/slipway/builder/gitfetch/gittest"
 )
 
 // What the classic pipeline makes of a Dockerfile, BuildKit makes too.
@@ -335,4 +340,79 @@ func TestBuildKitCacheElsewhere(t *testing.T) {
 	if a, b := stat(t, unpack(t, d.pull(first)), "when"), stat(t, unpack(t, other.pull(again)), "when"); a != b {
 		t.Errorf("the step ran again: %q, %q", a, b)
 	}
+}
+
+// A repository comes by the daemon's own git, and counts for the cache by its
+// commit.
+func TestBuildKitGit(t *testing.T) {
+	t.Parallel()
+	server := gittest.Serve(t, true)
+	repo := server.Repo("org/app")
+	commit := repo.Commit(map[string]string{"docs/page": "one", "run.sh": "#!/bin/sh"})
+	repo.Git("tag", "-a", "-m", "m", "v1")
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	writeFile(t, filepath.Dir(ca), "ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	d, c := startWithBusybox(t, "--allow-egress", "127.0.0.1/32", "--build-ca", ca)
+	dir := dockerfile("FROM busybox", "ADD "+repo.URL+"#v1:docs /docs/", "ADD "+repo.URL+"#"+commit+" /commit", "ADD --checksum="+commit+" "+repo.URL+"#v1 /checked",
+		"ADD --keep-git-dir "+repo.URL+"#main /all", "RUN test -x /all/run.sh && test -d /all/.git && test ! -e /commit/.git").write(t)
+	first := c.deploy("git", dir, "--buildkit")
+	if first.Steps != 6 {
+		t.Errorf("%d steps, want one an instruction", first.Steps)
+	}
+	root := unpack(t, d.pull(first))
+	for _, p := range []string{"docs/page", "commit/docs/page", "checked/docs/page", "all/docs/page"} {
+		if got := fileOf(t, root, p); got != "one" {
+			t.Errorf("%s is %q", p, got)
+		}
+	}
+	if got := mode(t, root, "docs/page") + ", " + mode(t, root, "all/run.sh"); got != "0644 0:0, 0755 0:0" {
+		t.Errorf("the files have %s", got)
+	}
+	checkUnchanged(t, "again", first, c.deploy("git", dir, "--buildkit"))
+	repo.Commit(map[string]string{"docs/page": "two"})
+	later := c.deploy("git", dir, "--buildkit")
+	root = unpack(t, d.pull(later))
+	if got := fileOf(t, root, "all/docs/page") + fileOf(t, root, "checked/docs/page"); got != "twoone" || later.Cached != first.Steps-2 {
+		t.Errorf("the branch moved: %q, %d of %d cached\n%s", got, later.Cached, later.Steps, later.log())
+	}
+	wrong := dockerfile("FROM busybox", "ADD --checksum=1234567 "+repo.URL+"#v1 /x").write(t)
+	r := c.tryDeploy("git", wrong, "--buildkit")
+	if r.code() != exitUser || r.Error == nil || r.Error.Code != "fetch_failed" || r.Error.Line != 2 || !strings.Contains(r.Error.Message, "is at commit "+commit) {
+		t.Errorf("wrong checksum: exit code %d, %+v", r.code(), r.Error)
+	}
+	if left, err := os.ReadDir(filepath.Join(d.root, "git")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	_, closed := startWithBusybox(t)
+	r = closed.tryDeploy("git", dockerfile("FROM busybox", "ADD "+repo.URL+" /all").write(t), "--buildkit")
+	if r.code() != exitUser || r.Error == nil || r.Error.Code != "fetch_failed" || r.Error.Line != 2 || !strings.Contains(r.Error.Hint, "--allow-egress") {
+		t.Errorf("without leave: exit code %d, %+v", r.code(), r.Error)
+	}
+}
+
+// A private repository opens to a build secret, which nobody sees.
+func TestBuildKitGitSecret(t *testing.T) {
+	t.Parallel()
+	server := gittest.Serve(t, false)
+	repo := server.Repo("closed")
+	repo.Commit(map[string]string{"f": "private"})
+	const token = "squeamish-ossifrage-of-a-repository"
+	header := "Basic " + base64.StdEncoding.EncodeToString([]byte("x-access-token:"+token))
+	server.Before = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") == header {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", "Basic")
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	d, c := startWithBusybox(t, "--allow-egress", "127.0.0.1/32")
+	dir := dockerfile("FROM busybox", "ADD "+repo.URL+" /src", "ADD --keep-git-dir "+repo.URL+" /all").write(t)
+	r := c.tryDeploy("closed", dir, "--buildkit")
+	if r.code() != exitUser || r.Error == nil || r.Error.Code != "fetch_failed" || !strings.Contains(r.Error.Hint, "GIT_AUTH_TOKEN") {
+		t.Errorf("without the secret: exit code %d, %+v", r.code(), r.Error)
+	}
+	done := c.deploy("closed", dir, "--buildkit", "--build-secret", "GIT_AUTH_TOKEN="+token, "--provenance=max")
+	d.hidden(c, done.BuildID, token)
+	d.hidden(c, done.BuildID, strings.TrimPrefix(header, "Basic "))
 }

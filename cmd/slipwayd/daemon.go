@@ -56,6 +56,7 @@ type daemon struct {
 	engine   fleet.Engine
 	records  *records.Store
 	runner   *sandbox.Runner
+	git      *gitfetch.Fetcher
 	buildkit *buildkit.Engine
 	api      *buildkit.API
 	tls      *tls.Config
@@ -73,7 +74,7 @@ func start(ctx context.Context, c *config, log *slog.Logger) (*daemon, error) {
 	d := &daemon{config: c, log: log, metrics: prometheus.NewRegistry()}
 	for _, open := range []func(context.Context) error{
 		d.openRoot, d.listen, d.openTokens, d.openMetrics, d.openCache, d.openRegistry,
-		d.openPush, d.openFleet, d.openRecords, d.openSandbox, d.openBuildKit, d.openServer,
+		d.openPush, d.openFleet, d.openRecords, d.openSandbox, d.openGit, d.openBuildKit, d.openServer,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, d.close())
@@ -325,19 +326,21 @@ func (d *daemon) openSandbox(ctx context.Context) (err error) {
 	return nil
 }
 
+func (d *daemon) openGit(context.Context) (err error) {
+	_, dial := d.outward()
+	d.git, err = gitfetch.New(gitfetch.Options{Root: d.dir("git"), Dial: dial, CA: d.config.buildCA})
+	return err
+}
+
 func (d *daemon) openServer(ctx context.Context) error {
-	fetch, dial := d.outward()
-	git, err := gitfetch.New(gitfetch.Options{Root: d.dir("git"), Dial: dial, CA: d.config.buildCA})
-	if err != nil {
-		return err
-	}
+	fetch, _ := d.outward()
 	bases := base.NewResolver(base.Options{
 		Mirrors: d.config.mirrorURLs, Insecure: d.config.insecureRegs, Log: d.log,
 		IsLocal: d.isLocal, Local: d.localBase, Denied: func(err error) bool { return errors.Is(err, registry.ErrNotFound) },
 	})
 	pipeline := classic.New(classic.Options{
 		Bases:    bases,
-		Unpacker: &layer.Unpacker{}, Runner: d.runner, Network: d.config.networkMode, Fetch: fetch, Git: git,
+		Unpacker: &layer.Unpacker{}, Runner: d.runner, Network: d.config.networkMode, Fetch: fetch, Git: d.git,
 		Limits:  sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids},
 		Scratch: d.dir("views"), Observe: d.counts, Log: d.log,
 	})
