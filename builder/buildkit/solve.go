@@ -199,6 +199,9 @@ func (s *solve) because(err error) error {
 			return cause
 		}
 	}
+	if known := s.build.foreseen(err); known != nil {
+		return known
+	}
 	return err
 }
 
