@@ -423,7 +423,7 @@ func TestAPIRefuses(t *testing.T) {
 		{"base image", marshal(t, llb.Image("elsewhere.test/base:1")), client.SolveOpt{}, codes.Unavailable, "no way to elsewhere.test"},
 		{"frontend image", nil, client.SolveOpt{Frontend: "gateway.v0", FrontendAttrs: map[string]string{"source": "elsewhere.test/frontend:1"}}, codes.Unavailable, "no way to elsewhere.test"},
 		{"frontend", nil, client.SolveOpt{Frontend: "nosuch.v0"}, codes.InvalidArgument, "nosuch.v0"},
-		{"git", marshal(t, llb.Git("https://elsewhere.test/a.git", "main")), client.SolveOpt{}, codes.Unimplemented, "git sources"},
+		{"git", marshal(t, llb.Git("https://elsewhere.test/a.git", "main")), client.SolveOpt{}, codes.Unimplemented, "does not fetch Git"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
