@@ -14,10 +14,12 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/moby/buildkit/util/entitlements"
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/builder/gitfetch"
+	"github.com/slipwayhq/slipway/builder/sandbox"
 	"github.com/slipwayhq/slipway/layercache"
 )
 
@@ -175,6 +177,14 @@ func (e *Engine) Close() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// entitlements are what clients may let their builds have.
+func (e *Engine) entitlements() []string {
+	if e.opts.Executor.Network == sandbox.Host || e.opts.Executor.AllowHost {
+		return []string{string(entitlements.EntitlementNetworkHost)}
+	}
+	return nil
 }
 
 func (e *Engine) dir(namespace string) string { return filepath.Join(e.opts.Root, namespace) }

@@ -117,7 +117,7 @@ var kinds = []kind{
 	// What a client says of its files that cannot be.
 	textual(`escape check |changes out of order|absolute path /|invalid link |invalid file request `, failure.ContextInvalid, failure.User, "the client sent what is no tree of files; update it"),
 	textual(`CDI device`, failure.PermissionDenied, failure.User, "leave the device out; steps see none of the daemon's"),
-	textual(`git sources are not supported|not supported on this daemon|a proxied network is not supported`, failure.NotSupported, failure.User, ""),
+	textual(`this daemon does not fetch Git|not supported on this daemon|a proxied network is not supported`, failure.NotSupported, failure.User, ""),
 	textual(`invalid frontend: `, failure.InvalidArgument, failure.User, "use dockerfile.v0, or gateway.v0 with an image"),
 	textual(`no active session`, failure.ClientLost, failure.User, "the client that had the files is gone"),
 	textual(`dockerfile parse error|unknown instruction`, failure.DockerfileInvalid, failure.User, hintReference),

@@ -49,14 +49,15 @@ func normalize(req *controlapi.SolveRequest) {
 }
 
 // checkRequest refuses what can never become a build here.
-func checkRequest(req *controlapi.SolveRequest) error {
+func checkRequest(req *controlapi.SolveRequest, entitled []string) error {
+	refused := slices.IndexFunc(req.Entitlements, func(e string) bool { return !slices.Contains(entitled, e) })
 	switch {
 	case req.Ref == "" || len(req.Ref) > maxID:
 		return failure.Userf(failure.InvalidArgument, "give each build a ref of its own", "a build needs a ref of at most %d characters", maxID)
 	case req.ProxyNetwork:
 		return failure.Userf(failure.NotSupported, "leave the option out; steps reach what the operator allows", "a proxied network is not supported here")
-	case len(req.Entitlements) > 0:
-		return failure.Userf(failure.PermissionDenied, "leave out --allow; the operator decides what steps may do", "the entitlement %s is not allowed here", req.Entitlements[0])
+	case refused >= 0:
+		return failure.Userf(failure.PermissionDenied, "leave out --allow; the operator decides what steps may do", "the entitlement %s is not allowed here", req.Entitlements[refused])
 	case len(req.Exporters) > maxExports:
 		return failure.Userf(failure.InvalidArgument, "name fewer", "%d outputs are too many, %d are allowed", len(req.Exporters), maxExports)
 	}

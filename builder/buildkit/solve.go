@@ -62,7 +62,7 @@ func (a *API) solve(ctx context.Context, t *tenant, req *controlapi.SolveRequest
 		}
 	}()
 	normalize(req)
-	if err := checkRequest(req); err != nil {
+	if err := checkRequest(req, a.engine.entitlements()); err != nil {
 		return nil, err
 	}
 	start, err := s.start()

@@ -265,7 +265,8 @@ func (o *opener) openControl(ctx context.Context) error {
 			"registry": registrycache.ResolveCacheImporterFunc(o.sessions, o.worker.ContentStore(), hosts),
 			"local":    localcache.ResolveCacheImporterFunc(o.sessions),
 		},
-		HistoryDB: history, CacheStore: results,
+		Entitlements: o.engine.entitlements(),
+		HistoryDB:    history, CacheStore: results,
 		LeaseManager: o.worker.LeaseManager(), ContentStore: o.worker.ContentStore(),
 		GarbageCollect: o.worker.GarbageCollect, GracefulStop: ctx.Done(),
 	})

@@ -396,3 +396,24 @@ func TestStockClientsAreBound(t *testing.T) {
 		t.Error("nothing was pushed")
 	}
 }
+
+// A frontend that is an image runs in the sandbox, and asks for its build.
+func TestFrontendImage(t *testing.T) {
+	t.Parallel()
+	d, _ := startWithBusybox(t)
+	c := d.stock()
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-o", dir+"/", "github.com/moby/buildkit/frontend/dockerfile/cmd/dockerfile-frontend")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the frontend: %v\n%s", err, out)
+	}
+	writeFile(t, dir, "Dockerfile", "FROM scratch\nCOPY dockerfile-frontend /\nENTRYPOINT [\"/dockerfile-frontend\"]\n")
+	c.build(dir, "--output", "type=image,push=true,name="+d.http+"/frontend:1").ok(t)
+	files := dockerfile("# syntax="+d.http+"/frontend:1", "FROM busybox", "RUN --mount=type=cache,target=/c echo built > /f").write(t)
+	r := c.build(files, "--output", "type=image,push=true,name="+d.http+"/kit:1")
+	if got := fileOf(t, c.image(t, "kit:1", r.ok(t)), "f"); got != "built\n" || !strings.Contains(r.text, "resolve image config for docker-image://"+d.http+"/frontend:1") {
+		t.Errorf("built %q\n%s", got, r.text)
+	}
+	c.build(dockerfile("# syntax="+d.http+"/frontend:1", "FROM busybox", "RUN exit 3").write(t)).refused(t, "exit code: 3", "Dockerfile:3")
+}
