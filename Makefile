@@ -1,6 +1,7 @@
 # make demo    see it work
 # make test    all tests
-# make check   what CI checks besides: format, linters, protocol, races, ...
+# make lint    what CI checks besides: format, linters, protocol, imports
+# make check   all of that, builds for other systems, and the tests for races
 # Needs Go, git, make and, for what "make deps" installs, apt.
 
 SHELL := /bin/bash
@@ -51,8 +52,11 @@ test: PROGRAMS := $(TOOLS)
 test: deps ## all tests; some need root and are skipped without
 	$(GO) test -count=1 -timeout $(TIMEOUT) ./...
 
+.PHONY: lint
+lint: format vet staticcheck protocol generated arrows tidy ## what can be said without a run
+
 .PHONY: check
-check: format vet staticcheck protocol generated arrows tidy cross race isal
+check: lint cross race isal ## before a change goes in
 
 .PHONY: format
 format:

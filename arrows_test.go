@@ -27,6 +27,7 @@ var arrows = map[string][]string{
 	"fleet":            {},
 	"proto":            {},
 	"registry":         {},
+	"unixsocket":       {},
 	"layercache":       {"limits"},
 	"buildctx":         {"proto"},
 	"sshagent":         {"proto"},
@@ -54,8 +55,8 @@ var arrows = map[string][]string{
 	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
 	"server/records": {},
 
-	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "tokens"},
-	"cmd/slipway":  {"buildctx", "proto", "sshagent"},
+	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "tokens", "unixsocket"},
+	"cmd/slipway":  {"buildctx", "proto", "sshagent", "unixsocket"},
 	"examples":     {},
 }
 

@@ -35,7 +35,7 @@ func workloadA() *workload {
 	return &workload{
 		key: "A", title: "an application with its runtime",
 		text:  "two COPY and two RUN",
-		tools: []string{slipwayGzip, buildkitGzip, slipwayRegistry, slipwayZstd, buildkitZstd, docker, buildah},
+		tools: []string{slipwayGzip, buildkitGzip, slipwayBuildKit, slipwayRegistry, slipwayZstd, buildkitZstd, docker, buildah},
 		quick: []string{slipwayGzip, buildkitGzip},
 		bases: []string{debianBase},
 		prepare: func(ctx context.Context, b *bench) (err error) {
@@ -63,7 +63,7 @@ func workloadR() *workload {
 	return &workload{
 		key: "R", title: "20 short RUN steps",
 		text:  "20 RUN steps that echo a line",
-		tools: []string{slipwayGzip, buildkitGzip, slipwayRegistry, slipwayZstd, buildkitZstd, docker, buildah},
+		tools: []string{slipwayGzip, buildkitGzip, slipwayBuildKit, slipwayRegistry, slipwayZstd, buildkitZstd, docker, buildah},
 		quick: []string{slipwayGzip, buildkitGzip},
 		bases: []string{debianBase},
 		scenarios: []scenario{

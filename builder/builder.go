@@ -33,6 +33,10 @@ type Request struct {
 	Org     string
 	Created time.Time
 	Queued  time.Duration // time spent in the queue
+
+	ByDigest bool // the image gets no tag
+	Insecure bool // registries may be spoken to in plain HTTP
+
 	*slipwayv1.Start
 }
 
@@ -83,7 +87,8 @@ type Plan interface {
 	Writes() int64
 
 	// Build makes the image. It hands each layer of the final image to
-	// job.Layer as soon as there is a byte of it, lowest first.
+	// job.Layer as soon as there is a byte of it, lowest first. A nil image is
+	// one that goes nowhere: the plan has put out what was asked for.
 	Build(ctx context.Context) (*Image, error)
 }
 
@@ -142,9 +147,16 @@ type Manifest struct {
 // index is then pushed whole.
 const AllPlatforms = "all"
 
-// Destination opens a repository to push to. The name is "host/path", or ""
-// for the app's repository in the daemon's own registry.
-type Destination func(ctx context.Context, name, app string, auth func(ctx context.Context, host string) (authn.AuthConfig, error)) (Remote, error)
+// A Place is a repository that an image is to go to.
+type Place struct {
+	Name     string // "host/path", or "" for the app's in the daemon's own registry
+	App      string
+	Insecure bool // plain HTTP will do
+	Auth     func(ctx context.Context, host string) (authn.AuthConfig, error)
+}
+
+// Destination opens a repository to push to.
+type Destination func(ctx context.Context, p Place) (Remote, error)
 
 // A Remote is a repository of a registry that images go to.
 type Remote struct {
@@ -188,12 +200,18 @@ func New(o Options) *Builder {
 // Build runs one build to its end and returns its result, which it has not
 // emitted. It does not return an error: what failed is in the result.
 func (b *Builder) Build(ctx context.Context, req Request, s Session) *slipwayv1.Result {
+	return b.BuildWith(ctx, req, s, b.opts.Pipelines[newRun(b, req, s).pipeline()])
+}
+
+// BuildWith is Build by a pipeline that need not be one of the builder's own.
+func (b *Builder) BuildWith(ctx context.Context, req Request, s Session, p Pipeline) *slipwayv1.Result {
 	if b.opts.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, b.opts.Timeout)
 		defer cancel()
 	}
 	r := newRun(b, req, s)
+	r.with = p
 	err := rescue.Run(func() error { return r.run(ctx) })
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = because(cause, err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -89,7 +90,7 @@ func (r *run) openExports(ctx context.Context) error {
 			return err
 		}
 		for _, own := range r.sinks {
-			if own.ref() == s.ref() {
+			if own.remote.Name == s.remote.Name && slices.Contains(own.tags, s.tags[0]) {
 				return failure.Userf(failure.InvalidArgument, "give the cache a repository or a tag of its own, or use type=inline", "the cache %s would take the image's place", s.ref())
 			}
 		}
@@ -167,7 +168,7 @@ func (r *run) exportTo(ctx context.Context, e *export) error {
 		return err
 	}
 	desc := ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
-	return registryFailure(e.push.Manifest(ctx, desc, raw, e.tag))
+	return registryFailure(e.push.Manifest(ctx, desc, raw, e.tags...))
 }
 
 // blob returns a step's layer as it goes to the cache elsewhere: from this

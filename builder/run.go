@@ -27,6 +27,7 @@ type run struct {
 	b       *Builder
 	req     Request
 	session Session
+	with    Pipeline      // nil if the daemon lacks the one that is asked for
 	roomy   *roomySession // session, as the pipeline has it
 	begun   time.Time
 	timings slipwayv1.Timings
@@ -75,6 +76,9 @@ func (r *run) run(ctx context.Context) error {
 	}
 	if err := r.buildAndPush(ctx, plan); err != nil {
 		return err
+	}
+	if r.image == nil {
+		return nil
 	}
 	r.mark(ctx, cache)
 	r.export(ctx)
@@ -177,8 +181,7 @@ func (r *run) compressed(l *layer.Layer) {
 // right to push, side by side.
 func (r *run) preflight(ctx context.Context, job *Job) (Plan, error) {
 	defer r.phase(slipwayv1.PhaseName_PHASE_NAME_PREFLIGHT, &r.timings.Preflight)()
-	pipeline, ok := r.b.opts.Pipelines[r.pipeline()]
-	if !ok {
+	if r.with == nil {
 		return nil, failure.Userf(failure.NotSupported, "leave the option out to build with the classic pipeline",
 			"this daemon has no %s pipeline", pipelineName(r.pipeline()))
 	}
@@ -201,7 +204,7 @@ func (r *run) preflight(ctx context.Context, job *Job) (Plan, error) {
 	}
 	g.Go(func() (err error) {
 		defer rescue.Into(&err)
-		plan, err = pipeline.Plan(gctx, job)
+		plan, err = r.with.Plan(gctx, job)
 		return failure.At(err, failure.Preflight, 0)
 	})
 	err := g.Wait()
@@ -225,9 +228,20 @@ func (r *run) openSinks(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.sinks = append(r.sinks, s)
+		r.addSink(s)
 	}
 	return nil
+}
+
+// addSink adds a repository, or tags to one that the image goes to already.
+func (r *run) addSink(s *sink) {
+	for _, other := range r.sinks {
+		if other.remote.Name == s.remote.Name {
+			other.tags = append(other.tags, s.tags...)
+			return
+		}
+	}
+	r.sinks = append(r.sinks, s)
 }
 
 func (r *run) buildAndPush(ctx context.Context, plan Plan) error {
@@ -238,7 +252,7 @@ func (r *run) buildAndPush(ctx context.Context, plan Plan) error {
 		defer s.abort(context.Canceled)
 	}
 	image, err := r.build(ctx, plan)
-	if err != nil {
+	if err != nil || image == nil {
 		return refused(ctx, err)
 	}
 	return refused(ctx, r.push(ctx, image))

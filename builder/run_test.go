@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,7 +16,9 @@ import (
 
 	clog "github.com/containerd/log"
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
+	gcr "github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/slipwayhq/slipway/buildctx"
 	"github.com/slipwayhq/slipway/builder"
@@ -122,17 +125,21 @@ func openCache(t *testing.T, dir string) *layercache.Store {
 
 func runOn(t *testing.T, c *layercache.Store, s *script, client builder.Session, targets ...string) *slipwayv1.Result {
 	t.Helper()
-	b := builder.New(builder.Options{Cache: c, Engine: pushd.NewEngine(nil), Pipelines: map[slipwayv1.Pipeline]builder.Pipeline{slipwayv1.Pipeline_PIPELINE_CLASSIC: s},
-		Destination: func(_ context.Context, name, _ string, auth func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
-			target, err := pushd.NewHTTP(name, &pushd.HTTPOptions{Auth: auth, Insecure: true})
-			if err != nil {
-				return builder.Remote{}, err
-			}
-			return builder.Remote{Target: target, Name: name}, nil
-		}})
+	b := newBuilder(c, map[slipwayv1.Pipeline]builder.Pipeline{slipwayv1.Pipeline_PIPELINE_CLASSIC: s})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	return b.Build(ctx, builder.Request{ID: "01ARZ3NDEKTSV4RRFFQ69G5FAV", Org: "acme", Start: &slipwayv1.Start{App: "shop", Push: len(targets) > 0, Targets: targets}}, client)
+}
+
+func newBuilder(c *layercache.Store, pipelines map[slipwayv1.Pipeline]builder.Pipeline) *builder.Builder {
+	return builder.New(builder.Options{Cache: c, Engine: pushd.NewEngine(nil), Pipelines: pipelines,
+		Destination: func(_ context.Context, p builder.Place) (builder.Remote, error) {
+			target, err := pushd.NewHTTP(p.Name, &pushd.HTTPOptions{Auth: p.Auth, Insecure: true})
+			if err != nil {
+				return builder.Remote{}, err
+			}
+			return builder.Remote{Target: target, Name: p.Name}, nil
+		}})
 }
 
 func host(s *httptest.Server) string { return strings.TrimPrefix(s.URL, "http://") + "/shop" }
@@ -175,4 +182,49 @@ func TestTargetsThatAreNone(t *testing.T) {
 			t.Errorf("%s: %v", target, res.GetError())
 		}
 	}
+}
+
+// nothing is a pipeline whose builds leave no image.
+type nothing struct{ script }
+
+func (n *nothing) Plan(context.Context, *builder.Job) (builder.Plan, error) { return n, nil }
+
+func (*nothing) Build(context.Context) (*builder.Image, error) { return nil, nil }
+
+func TestBuildWith(t *testing.T) {
+	store := openCache(t, t.TempDir())
+	b := newBuilder(store, nil)
+	build := func(p builder.Pipeline, byDigest bool, targets ...string) *slipwayv1.Result {
+		return b.BuildWith(t.Context(), builder.Request{ID: "01ARZ3NDEKTSV4RRFFQ69G5FAV", Org: "acme", ByDigest: byDigest,
+			Start: &slipwayv1.Start{App: "shop", Push: true, Targets: targets}}, session{}, p)
+	}
+	reg, manifests := remote(t, 0)
+	if res := build(&nothing{}, false, host(reg)); res.Error != nil || res.Digest != "" || manifests.Load() != 0 {
+		t.Errorf("no image: %v", res)
+	}
+	if _, err := store.Org("acme").LastBuild(t.Context(), "shop"); err == nil {
+		t.Error("a build without an image is the app's last")
+	}
+	if res := build(&script{}, true, host(reg)); res.Error != nil || res.Image != host(reg) || manifests.Load() != 1 || len(tagsOf(t, reg)) != 0 {
+		t.Errorf("by digest: %v, tags %v", res, tagsOf(t, reg))
+	}
+	if res := build(&script{}, false, host(reg)+":a", host(reg)+":b"); res.Error != nil || manifests.Load() != 4 || strings.Join(tagsOf(t, reg), " ") != "a b" {
+		t.Errorf("two tags: %v, tags %v", res, tagsOf(t, reg))
+	}
+	if res := b.Build(t.Context(), builder.Request{Org: "acme", Start: &slipwayv1.Start{App: "shop"}}, session{}); res.GetError().GetCode() != failure.NotSupported {
+		t.Errorf("a pipeline that the daemon lacks: %v", res)
+	}
+}
+
+func tagsOf(t *testing.T, s *httptest.Server) []string {
+	t.Helper()
+	repo, err := name.NewRepository(host(s), name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tags, err := gcr.List(repo)
+	if err != nil && !strings.Contains(err.Error(), "NAME_UNKNOWN") {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(tags, func(tag string) bool { return strings.HasPrefix(tag, "sha256:") })
 }

@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"regexp"
@@ -19,7 +20,7 @@ import (
 type sink struct {
 	run    *run
 	remote Remote
-	tag    string
+	tags   []string // none: the image is known by its digest alone
 	push   *pushd.Push
 	stop   context.CancelCauseFunc // ends the build
 	early  int64                   // bytes that had gone up when the build phase ended
@@ -42,21 +43,28 @@ func (r *refusal) Unwrap() error { return r.err }
 // app's own.
 func (r *run) openSink(ctx context.Context, target string) (*sink, error) {
 	name, tag := splitTag(target)
-	if tag == "" {
-		tag = r.req.Tag
-	}
-	if tag == "" {
-		tag = "deployment-" + r.req.ID
-	}
-	if !validTag.MatchString(tag) {
-		return nil, failure.Userf(failure.InvalidArgument, "use letters, digits, dots, dashes and underscores, 128 at most", "%q is no tag for an image", tag)
-	}
-	remote, err := r.b.opts.Destination(ctx, name, r.req.App, r.session.Credentials)
+	tags, err := r.tags(tag)
 	if err != nil {
 		return nil, err
 	}
-	return &sink{run: r, remote: remote, tag: tag,
+	remote, err := r.b.opts.Destination(ctx, Place{Name: name, App: r.req.App, Insecure: r.req.Insecure, Auth: r.session.Credentials})
+	if err != nil {
+		return nil, err
+	}
+	return &sink{run: r, remote: remote, tags: tags,
 		landing: map[*layer.Pending]*pushd.Upload{}, done: map[digest.Digest]pushd.Outcome{}}, nil
+}
+
+// tags are those that a target gets which names one, or "".
+func (r *run) tags(tag string) ([]string, error) {
+	if r.req.ByDigest {
+		return nil, nil
+	}
+	tag = cmp.Or(tag, r.req.Tag, "deployment-"+r.req.ID)
+	if !validTag.MatchString(tag) {
+		return nil, failure.Userf(failure.InvalidArgument, "use letters, digits, dots, dashes and underscores, 128 at most", "%q is no tag for an image", tag)
+	}
+	return []string{tag}, nil
 }
 
 // validTag is the form of an image's tag (OCI distribution spec, pulling
@@ -73,7 +81,14 @@ func splitTag(s string) (name, tag string) {
 	return s, ""
 }
 
-func (s *sink) ref() string { return s.remote.Name + ":" + s.tag }
+// ref is the first name that the image gets here; without tags, that of the
+// repository.
+func (s *sink) ref() string {
+	if len(s.tags) == 0 {
+		return s.remote.Name
+	}
+	return s.remote.Name + ":" + s.tags[0]
+}
 
 func (s *sink) probe(ctx context.Context) error {
 	return registryFailure(s.remote.Target.Probe(ctx))
@@ -162,7 +177,7 @@ func (s *sink) manifest(ctx context.Context, img *pushedImage) error {
 	for i, m := range img.manifests {
 		var tags []string
 		if i == len(img.manifests)-1 {
-			tags = []string{s.tag}
+			tags = s.tags
 		}
 		if err := s.push.Manifest(ctx, m.Descriptor, m.Raw, tags...); err != nil {
 			return registryFailure(err)

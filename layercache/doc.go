@@ -19,6 +19,10 @@
 // first, and what the last successful build of each app needs only when
 // nothing else is left.
 //
+// Builders that speak containerd's interfaces get the org's part of the store as
+// [Containerd]. What they record of it in databases of their own is counted and
+// evicted with the rest by way of a [Lodger].
+//
 // Read [Open] and [Store.Org] first, then [Cache.Create] for blobs, [Cache.Step]
 // and [Cache.Layer] for records, [Cache.Prepare] for snapshots,
 // [Cache.Contents] for build contexts and [Cache.Mount] for cache mounts.

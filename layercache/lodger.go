@@ -82,6 +82,9 @@ type lodgers struct {
 func (h *lodgers) add(g *lodging) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if len(h.open) == 0 {
+		h.asked = time.Now() // what is noted of before is good enough for that long
+	}
 	h.count++
 	g.n = h.count
 	h.open = append(h.open, g)
@@ -319,14 +322,11 @@ func idleLeases(guests []*guest) map[leaseID]bool {
 // evictLodged has lodgers remove items, which are in an order that each allows.
 // What became used meanwhile stays. The caller has no lock but evicting.
 func (s *Store) evictLodged(ctx context.Context, items []*item, reason string) ([]Eviction, error) {
-	leaving := make(map[*lodging]map[string]*item)
+	leaving := make(map[*lodging][]*item)
 	ids := make(map[*lodging][]string)
 	for _, it := range items {
 		g := it.guest.of
-		if leaving[g] == nil {
-			leaving[g] = make(map[string]*item)
-		}
-		leaving[g][it.guest.rec.ID] = it
+		leaving[g] = append(leaving[g], it)
 		ids[g] = append(ids[g], it.guest.rec.ID)
 	}
 	var evs []Eviction
@@ -348,11 +348,15 @@ func (s *Store) evictLodged(ctx context.Context, items []*item, reason string) (
 	return evs, nil
 }
 
-// noteLeft records what a lodger has removed.
-func (s *Store) noteLeft(g *lodging, of map[string]*item, gone []string, reason string) (evs []Eviction, err error) {
-	var loose int64
+// noteLeft records what a lodger has removed of items.
+func (s *Store) noteLeft(g *lodging, items []*item, gone []string, reason string) (evs []Eviction, err error) {
+	went := make(map[string]bool)
 	for _, id := range gone {
-		if it := of[id]; it != nil {
+		went[id] = true
+	}
+	var loose int64
+	for _, it := range items {
+		if went[it.guest.rec.ID] {
 			evs = append(evs, it.eviction(reason))
 			loose += it.guest.rec.Loose
 		}

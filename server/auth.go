@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/tokens"
@@ -17,6 +19,13 @@ import (
 var open = []string{"/grpc.health.v1.Health/"}
 
 type principalKey struct{}
+
+// Caller returns whom the token of a call stands for that this server has let
+// in.
+func Caller(ctx context.Context) tokens.Principal { return caller(ctx) }
+
+// Allow checks that the caller may do an action to an app.
+func Allow(ctx context.Context, action, app string) error { return allow(ctx, action, app) }
 
 // caller returns whom the call's token stands for.
 func caller(ctx context.Context) tokens.Principal {
@@ -46,6 +55,9 @@ func (f *Front) status(ctx context.Context, method string, err error) error {
 	if err == nil {
 		return nil
 	}
+	if _, known := status.FromError(err); known && status.Code(err) != codes.Internal {
+		return toStatus(err)
+	}
 	if failure.As(err).Code == failure.Internal {
 		f.opts.Log.ErrorContext(ctx, "call failed", "method", method, "err", err)
 	}
@@ -65,34 +77,50 @@ func (f *Front) authenticate(ctx context.Context, method string) (context.Contex
 			return ctx, nil
 		}
 	}
-	token := bearer(ctx)
-	if token == "" {
-		return nil, unauthorized("no token was given", nil)
-	}
-	p, err := f.opts.Auth.Authenticate(ctx, token)
-	switch {
-	case errors.Is(err, tokens.ErrUnauthorized):
-		return nil, unauthorized(tokens.ErrUnauthorized.Error(), err)
-	case errors.Is(err, tokens.ErrExpired):
-		return nil, unauthorized(tokens.ErrExpired.Error(), err)
-	case err != nil:
-		// Who is not let in does not learn what is broken here.
-		f.opts.Log.ErrorContext(ctx, "authenticate", "method", method, "err", err)
-		return nil, &failure.Error{Code: failure.Unavailable, Phase: failure.Auth, Blame: failure.Builder, Retryable: true,
-			Message: "the daemon cannot check tokens now", Hint: "try again in a moment; the daemon's log has more"}
+	p, err := f.principal(ctx, method)
+	if err != nil {
+		return nil, err
 	}
 	return context.WithValue(ctx, principalKey{}, p), nil
 }
 
-func bearer(ctx context.Context) string {
+// principal returns whom a call is from: by the token that it brings, and only
+// if it brings nothing of that kind by its connection.
+func (f *Front) principal(ctx context.Context, method string) (tokens.Principal, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	for _, v := range md.Get("authorization") {
+	sent := md.Get("authorization")
+	if len(sent) == 0 {
+		return peerPrincipal(ctx)
+	}
+	token := bearer(sent)
+	if token == "" {
+		return tokens.Principal{}, noToken()
+	}
+	p, err := f.opts.Auth.Authenticate(ctx, token)
+	switch {
+	case errors.Is(err, tokens.ErrUnauthorized):
+		return tokens.Principal{}, unauthorized(tokens.ErrUnauthorized.Error(), err)
+	case errors.Is(err, tokens.ErrExpired):
+		return tokens.Principal{}, unauthorized(tokens.ErrExpired.Error(), err)
+	case err != nil:
+		// Who is not let in does not learn what is broken here.
+		f.opts.Log.ErrorContext(ctx, "authenticate", "method", method, "err", err)
+		return tokens.Principal{}, &failure.Error{Code: failure.Unavailable, Phase: failure.Auth, Blame: failure.Builder, Retryable: true,
+			Message: "the daemon cannot check tokens now", Hint: "try again in a moment; the daemon's log has more"}
+	}
+	return p, nil
+}
+
+func bearer(sent []string) string {
+	for _, v := range sent {
 		if scheme, token, ok := strings.Cut(v, " "); ok && strings.EqualFold(scheme, "bearer") {
 			return token
 		}
 	}
 	return ""
 }
+
+func noToken() error { return unauthorized("no token was given", nil) }
 
 func unauthorized(text string, cause error) error {
 	return &failure.Error{Code: failure.Unauthorized, Phase: failure.Auth, Blame: failure.User, Message: text, Err: cause,

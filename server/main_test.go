@@ -17,7 +17,6 @@ import (
 	"time"
 
 	clog "github.com/containerd/log"
-	"github.com/google/go-containerregistry/pkg/authn"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
@@ -201,9 +200,10 @@ func start(t *testing.T, s *script, workers int, tune ...func(*server.Options, *
 	return d
 }
 
-func (d *daemon) destination(_ context.Context, name, app string, _ func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
+func (d *daemon) destination(_ context.Context, p builder.Place) (builder.Remote, error) {
+	name := p.Name
 	if name == "" {
-		name = "reg.test/" + app
+		name = "reg.test/" + p.App
 	}
 	repo, err := d.registry.Repository(strings.TrimPrefix(name, "reg.test/"))
 	if err != nil {

@@ -30,6 +30,26 @@ var statusCodes = map[string]codes.Code{
 	failure.ClientLost:          codes.Aborted,
 	failure.Cancelled:           codes.Canceled,
 	failure.Timeout:             codes.DeadlineExceeded,
+
+	failure.DockerfileNotFound: codes.NotFound,
+	failure.ContextChanged:     codes.Aborted,
+	failure.FileNotFound:       codes.NotFound,
+	failure.BaseNotFound:       codes.NotFound,
+	failure.BaseDenied:         codes.PermissionDenied,
+	failure.BaseUnavailable:    codes.Unavailable,
+	failure.PlatformMismatch:   codes.InvalidArgument,
+	failure.ImageInvalid:       codes.InvalidArgument,
+	failure.FetchFailed:        codes.FailedPrecondition,
+	failure.RegistryDenied:     codes.PermissionDenied,
+	failure.RegistryRefused:    codes.FailedPrecondition,
+	failure.Network:            codes.Unavailable,
+	failure.Internal:           codes.Internal,
+}
+
+// StatusCode returns which gRPC code a failure's code becomes, if it has one.
+func StatusCode(code string) (c codes.Code, ok bool) {
+	c, ok = statusCodes[code]
+	return c, ok
 }
 
 // toStatus turns any error into a status that carries a slipway.v1.Error.

@@ -49,13 +49,17 @@ func (a *Admin) Authenticate(_ context.Context, value string) (Principal, error)
 	if given := Hash(value); subtle.ConstantTimeCompare(given[:], a.hash[:]) != 1 {
 		return Principal{}, ErrUnauthorized
 	}
+	return admin(), nil
+}
+
+func admin() Principal {
 	return Principal{
 		ID:     "admin",
 		Name:   "admin",
 		Org:    DefaultOrg,
 		Type:   TypeAdmin,
 		Scopes: Scopes(TypeAdmin),
-	}, nil
+	}
 }
 
 func readAdmin(path string) (string, error) {

@@ -85,6 +85,9 @@ type build struct {
 	job     *builder.Job
 	app     string
 	session string
+	owner   string          // of the session
+	still   bool            // no layer is made or pushed before the image is known
+	client  *solve          // of a client of BuildKit's API; nil if it is a deploy
 	view    *view           // of the context; nil if the client's session has it
 	ctx     context.Context // of the build, with its lease
 	stop    context.CancelCauseFunc
@@ -100,7 +103,8 @@ type build struct {
 	making map[digest.Digest]chan struct{}  // by vertex, closed when its layer is made
 	ledger chainLedger
 	image  *builder.Image
-	causes []*failure.Error // of errors that BuildKit makes texts of
+	causes []*failure.Error  // of errors that BuildKit makes texts of
+	named  map[string]func() // sessions that were asked for, to be given up
 }
 
 // fail ends the build for a reason of its own, such as the limit.
@@ -123,13 +127,16 @@ func (b *build) end() {
 func (b *build) offer(p *layer.Pending) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.over {
+	if !b.over && !b.still {
 		b.job.Layer(p)
 	}
 }
 
 // offered notes which blob a layer that the push has turned out to be.
 func (b *build) offered(d digest.Digest, p *layer.Pending) {
+	if b.still {
+		return
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.blobs[d], b.own[d] = p, true
@@ -242,7 +249,7 @@ func (b *build) counted(ctx context.Context, ref cache.ImmutableRef, vertex dige
 
 // push offers a finished layer that the push lacks.
 func (b *build) push(l *layer.Layer) error {
-	if b.has(l.Descriptor.Digest) {
+	if b.still || b.has(l.Descriptor.Digest) {
 		return nil
 	}
 	blob, err := b.tenant.cache.Blob(b.ctx, l.Descriptor.Digest)

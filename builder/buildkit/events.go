@@ -91,7 +91,7 @@ var vertexName = regexp.MustCompile(`^\[(?:(.*) )?(\d+)/(\d+)\] (.*)$`)
 func (b *build) learn(def *pb.Definition) {
 	var found []*step
 	for d, m := range def.Metadata {
-		match := vertexName.FindStringSubmatch(m.Description["llb.customname"])
+		match := vertexName.FindStringSubmatch(m.GetDescription()["llb.customname"])
 		if match == nil {
 			continue
 		}
@@ -158,15 +158,13 @@ func number(s string) uint32 {
 
 // lineRange is where a vertex comes from; 0 if that is not known.
 func lineRange(def *pb.Definition, vertex string) (first, last uint32) {
-	if def.Source == nil || def.Source.Locations[vertex] == nil {
-		return 0, 0
-	}
-	for _, l := range def.Source.Locations[vertex].Locations {
-		for _, r := range l.Ranges {
-			if first == 0 || uint32(r.Start.GetLine()) < first {
-				first = uint32(r.Start.GetLine())
+	for _, l := range def.GetSource().GetLocations()[vertex].GetLocations() {
+		for _, r := range l.GetRanges() {
+			at := uint32(max(0, r.GetStart().GetLine()))
+			if first == 0 || at < first {
+				first = at
 			}
-			last = max(last, uint32(r.End.GetLine()), first)
+			last = max(last, uint32(max(0, r.GetEnd().GetLine())), first)
 		}
 	}
 	return first, last
@@ -421,9 +419,8 @@ func (e *events) warning(w *client.VertexWarning) {
 	if i := strings.LastIndex(out.Message, " (line "); i > 0 && len(w.Range) > 0 {
 		out.Message = out.Message[:i]
 	}
-	for _, r := range w.Range {
-		out.Line = uint32(r.Start.GetLine())
-		break
+	if len(w.Range) > 0 {
+		out.Line = uint32(max(0, w.Range[0].GetStart().GetLine()))
 	}
 	e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_Warning{Warning: out}})
 }

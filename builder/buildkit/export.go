@@ -2,8 +2,11 @@ package buildkit
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -19,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/slipwayhq/slipway/builder"
+	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/pushd"
 )
@@ -32,29 +36,31 @@ const attrBuild = "slipway.build"
 type imageExporter struct{ tenant *tenant }
 
 // Resolve implements BuildKit's exporter.
-func (e *imageExporter) Resolve(ctx context.Context, id int, attrs map[string]string) (exporter.ExporterInstance, error) {
-	x := &imageExport{imageExporter: e, id: id, attrs: attrs}
-	opts := make(map[string]string, len(attrs))
-	for k, v := range attrs {
-		if k == attrBuild {
-			x.build = e.tenant.builds.get(v)
-			continue
-		}
-		opts[k] = v
+func (e *imageExporter) Resolve(ctx context.Context, id int, attrs map[string]string) (_ exporter.ExporterInstance, err error) {
+	x := &imageExport{imageExporter: e, id: id, attrs: maps.Clone(attrs)}
+	delete(x.attrs, attrBuild)
+	if x.build = e.tenant.builds.get(attrs[attrBuild]); x.build == nil {
+		return nil, errors.New("an output of type image belongs to a build's request")
 	}
-	if x.build == nil {
-		return nil, fmt.Errorf("no build %q is under way", attrs[attrBuild])
-	}
-	x.opts.ForceInlineAttestations = true
-	rest, err := x.opts.Load(ctx, opts)
-	if err != nil {
+	if x.spec, err = newImageSpec(x.attrs); err != nil {
 		return nil, err
 	}
-	for k := range rest {
-		return nil, fmt.Errorf("an image export has no option %q", k)
+	x.opts.ForceInlineAttestations = true
+	rest, err := x.opts.Load(ctx, x.attrs)
+	if err != nil {
+		return nil, invalidAttr(err)
 	}
-	x.opts.RefCfg = x.build.config()
+	for k := range rest {
+		if !x.spec.own(k) {
+			return nil, failure.Userf(failure.InvalidArgument, "leave it out", "an output of type image has no option %q", k)
+		}
+	}
+	x.opts.RefCfg.Compression = x.build.config().Compression
 	return x, nil
+}
+
+func invalidAttr(err error) error {
+	return failure.Userf(failure.InvalidArgument, "see BuildKit's documentation of the output", "%v", err)
 }
 
 // An imageExport is one image on its way out.
@@ -62,6 +68,7 @@ type imageExport struct {
 	*imageExporter
 	id    int
 	attrs map[string]string
+	spec  *imageSpec
 	opts  containerimage.ImageCommitOpts
 	build *build
 }
@@ -86,6 +93,9 @@ func (x *imageExport) Config() *exporter.Config {
 // Export implements BuildKit's exporter instance: layers are made and counted,
 // and the image is put together in the store.
 func (x *imageExport) Export(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (_ map[string]string, _ exporter.FinalizeFunc, held exporter.DescriptorReference, err error) {
+	if info.SessionID != x.build.session {
+		return nil, nil, nil, errNotYours
+	}
 	w := x.tenant.worker
 	ctx, release, err := leaseutil.WithLease(ctx, w.LeaseManager(), leaseutil.MakeTemporary)
 	if err != nil {
@@ -107,22 +117,67 @@ func (x *imageExport) Export(ctx context.Context, src *exporter.Source, info exp
 	if err := x.build.collect(desc, img); err != nil {
 		return nil, nil, nil, x.build.fail(err)
 	}
-	x.build.finished(img)
-	answer := map[string]string{exptypes.ExporterImageDigestKey: desc.Digest.String()}
-	if d, ok := desc.Annotations[exptypes.ExporterConfigDigestKey]; ok {
-		answer[exptypes.ExporterImageConfigDigestKey] = d
+	answer, err := x.answer(src, desc)
+	if err != nil {
+		return nil, nil, nil, err
 	}
-	return answer, nil, containerimage.NewDescriptorReference(*desc, release), nil
+	return answer, x.finish(img), containerimage.NewDescriptorReference(*desc, release), nil
+}
+
+// answer is what clients get to know of the image.
+func (x *imageExport) answer(src *exporter.Source, desc *ocispec.Descriptor) (map[string]string, error) {
+	out := map[string]string{exptypes.ExporterImageDigestKey: desc.Digest.String()}
+	if d, ok := desc.Annotations[exptypes.ExporterConfigDigestKey]; ok {
+		out[exptypes.ExporterImageConfigDigestKey] = d
+		delete(desc.Annotations, exptypes.ExporterConfigDigestKey)
+	}
+	raw, err := json.Marshal(desc)
+	if err != nil {
+		return nil, err
+	}
+	out[exptypes.ExporterImageDescriptorKey] = base64.StdEncoding.EncodeToString(raw)
+	if name := x.name(src, desc.Digest); name != "" {
+		out[exptypes.ExporterImageNameKey] = name
+	}
+	return out, nil
+}
+
+// name is what the image is called, as the stock exporter puts it together.
+func (x *imageExport) name(src *exporter.Source, d digest.Digest) string {
+	name := x.spec.name
+	if given, ok := src.Metadata["image.name"]; ok && name == "*" {
+		name = string(given)
+	}
+	if p := x.spec.danglingPrefix; p != "" && (!x.spec.danglingOnly || name == "") {
+		name = strings.TrimPrefix(name+","+p+"@"+d.String(), ",")
+	}
+	return name
+}
+
+// finish keeps the image for whoever pushes it. For a client of BuildKit's API
+// that is what the export waits for.
+func (x *imageExport) finish(img *builder.Image) exporter.FinalizeFunc {
+	c := x.build.client
+	if c == nil || !x.spec.push {
+		x.build.finished(img)
+		return nil
+	}
+	return func(ctx context.Context) error { return c.finalize(ctx, img) }
 }
 
 // commit writes config, manifest and, where there is more than one of these,
 // index.
 func (x *imageExport) commit(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (*ocispec.Descriptor, error) {
 	opts := x.opts
-	opts.SetOCITypesDefault(true)
+	annotations, _, err := containerimage.ParseAnnotations(src.Metadata)
+	if err != nil {
+		return nil, invalidAttr(err)
+	}
+	opts.Annotations = opts.Annotations.Merge(annotations)
+	opts.SetOCITypesDefault(containerimage.DefaultOCITypes(info.CompatibilityVersion, src))
 	opts.SetOCIArtifactDefault(containerimage.DefaultOCIArtifact(info.CompatibilityVersion, &opts))
 	if err := opts.Validate(); err != nil {
-		return nil, err
+		return nil, invalidAttr(err)
 	}
 	w := x.tenant.worker
 	images, err := containerimage.NewImageWriter(containerimage.WriterOpt{
@@ -235,7 +290,9 @@ func (b *build) collectBlobs(manifest []byte, img *builder.Image) error {
 			return err
 		}
 		name := "config"
-		if d.Digest != m.Config.Digest {
+		if images.IsLayerType(d.MediaType) {
+			name = "layer"
+		} else if d.Digest != m.Config.Digest {
 			name = "attestation"
 		}
 		img.Blobs = append(img.Blobs, pushd.Blob{Name: name, Source: blob,

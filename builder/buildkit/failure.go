@@ -75,7 +75,7 @@ func (b *build) foreseen(err error) *failure.Error {
 func lineOf(err error) int {
 	for _, s := range errdefs.Sources(err) {
 		for _, r := range s.Ranges {
-			if n := int(r.Start.GetLine()); n > 0 {
+			if n := int(r.GetStart().GetLine()); n > 0 {
 				return n
 			}
 		}
@@ -95,24 +95,34 @@ func message(err error) string {
 // checksum is how BuildKit says that a file is not there.
 var checksum = regexp.MustCompile(`^failed to compute cache key: failed to calculate checksum of ref \S+: (.*)$`)
 
-// kinds of errors that BuildKit has no type for, by what is in their text. The
-// first that fits is it.
-var kinds = []struct {
-	text string
+// A kind is a sort of error that BuildKit has no type for. It is known by its
+// text.
+type kind struct {
+	text *regexp.Regexp
 	failure.Error
-}{
-	{"dockerfile parse error", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "see the Dockerfile reference for the instruction"}},
-	{"unknown instruction", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "see the Dockerfile reference for the instruction"}},
-	{"target stage", failure.Error{Code: failure.DockerfileInvalid, Blame: failure.User, Hint: "name one of the Dockerfile's stages"}},
-	{"failed to calculate checksum", failure.Error{Code: failure.FileNotFound, Blame: failure.User, Hint: "check the path, and that no pattern of the ignore file takes it away"}},
-	{"failed to compute cache key", failure.Error{Code: failure.FileNotFound, Blame: failure.User, Hint: "check the path, and that no pattern of the ignore file takes it away"}},
-	{"secret", failure.Error{Code: failure.InvalidArgument, Blame: failure.User, Hint: "give the secret with --build-secret"}},
-	{"ssh", failure.Error{Code: failure.InvalidArgument, Blame: failure.User, Hint: "forward an agent with --ssh"}},
-	{"is not allowed", failure.Error{Code: failure.PermissionDenied, Blame: failure.User, Hint: "the operator of the daemon decides what steps may do"}},
-	{"pull access denied", failure.Error{Code: failure.BaseDenied, Blame: failure.User, Hint: "check the image's name, and log in to its registry with docker login where you deploy"}},
-	{"authorization failed", failure.Error{Code: failure.BaseDenied, Blame: failure.User, Hint: "log in to the registry with docker login where you deploy"}},
-	{"failed to resolve source metadata", failure.Error{Code: failure.BaseNotFound, Blame: failure.User, Hint: "check the image's name and tag, and that the daemon reaches its registry"}},
-	{"failed to do request", failure.Error{Code: failure.BaseUnavailable, Blame: failure.Registry, Retryable: true, Hint: "the daemon cannot reach the registry; --registry-mirror names another place to pull from"}},
+}
+
+func textual(text, code string, blame failure.Blame, hint string) kind {
+	return kind{regexp.MustCompile(text), failure.Error{Code: code, Blame: blame, Hint: hint}}
+}
+
+const (
+	hintReference = "see the Dockerfile reference for the instruction"
+	hintPath      = "check the path, and that no pattern of the ignore file takes it away"
+	hintLogin     = "check the image's name, and log in to its registry with docker login where you deploy"
+)
+
+// kinds are in the order in which they are tried.
+var kinds = []kind{
+	textual(`dockerfile parse error|unknown instruction`, failure.DockerfileInvalid, failure.User, hintReference),
+	textual(`target stage .* could not be found`, failure.DockerfileInvalid, failure.User, "name one of the Dockerfile's stages"),
+	textual(`failed to (calculate checksum|compute cache key)`, failure.FileNotFound, failure.User, hintPath),
+	textual(`(network\.host|security\.insecure|device\S*) is not allowed`, failure.PermissionDenied, failure.User, "the operator of the daemon decides what steps may do"),
+	textual(`failed to do request`, failure.BaseUnavailable, failure.Registry, "the daemon cannot reach the registry; with --registry-mirror its operator names another place to pull from"),
+	textual(`pull access denied|authorization failed|401 Unauthorized|403 Forbidden`, failure.BaseDenied, failure.User, hintLogin),
+	textual(`failed to resolve source metadata`, failure.BaseNotFound, failure.User, "check the image's name and tag"),
+	textual(`(^|: )secret [^:]+: not found`, failure.InvalidArgument, failure.User, "give the secret with --build-secret"),
+	textual(`no SSH key .* forwarded|unset ssh forward key`, failure.InvalidArgument, failure.User, "forward an agent with --ssh"),
 }
 
 // lineOfVertex is the line of the vertex that an error is about; 0 if it is
@@ -125,14 +135,10 @@ func (b *build) lineOfVertex(err error) int {
 }
 
 func kindOf(err error) *failure.Error {
-	text := err.Error()
-	if strings.Contains(text, "failed to do request") {
-		e := kinds[len(kinds)-1].Error
-		return &e
-	}
 	for _, k := range kinds {
-		if strings.Contains(text, k.text) {
+		if k.text.MatchString(err.Error()) {
 			e := k.Error
+			e.Retryable = e.Blame == failure.Registry
 			return &e
 		}
 	}

@@ -2,9 +2,9 @@ package buildkit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,7 +30,7 @@ var _ layercache.Lodger = (*Lodger)(nil)
 
 // Records implements [layercache.Lodger]. Like any look at BuildKit's disk usage
 // it takes references for as long as it weighs what was not weighed since its
-// last use.
+// last use, so that a step which wants a cache mount in that moment gets another.
 func (l *Lodger) Records(ctx context.Context) ([]layercache.LodgerRecord, error) {
 	usage, err := l.Manager.DiskUsage(ctx, client.DiskUsageInfo{})
 	if err != nil {
@@ -65,27 +65,16 @@ func record(u *client.UsageInfo, n *note) layercache.LodgerRecord {
 }
 
 // Evict implements [layercache.Lodger].
-func (l *Lodger) Evict(ctx context.Context, ids []string) ([]string, error) {
-	if len(ids) == 0 {
-		return nil, nil
+func (l *Lodger) Evict(ctx context.Context, ids []string) (gone []string, err error) {
+	for some := range slices.Chunk(ids, maxFilter) {
+		went, err2 := l.prune(ctx, some)
+		gone = append(gone, went...)
+		if err = err2; err != nil {
+			break
+		}
 	}
-	// The manager has its lock while it sends: what comes is taken at once.
-	ch := make(chan client.UsageInfo)
-	var gone []string
-	taken := make(chan struct{})
-	go func() {
-		defer close(taken)
-		for u := range ch {
-			gone = append(gone, u.ID)
-		}
-	}()
-	err := l.Manager.Prune(ctx, ch, client.PruneInfo{All: true, Filter: []string{anyOf(ids)}})
-	close(ch)
-	<-taken
 	if len(gone) > 0 && l.ReleaseUnreferenced != nil {
-		if err2 := l.ReleaseUnreferenced(ctx); err == nil {
-			err = err2
-		}
+		err = errors.Join(err, l.ReleaseUnreferenced(ctx))
 	}
 	if err != nil {
 		return gone, fmt.Errorf("evict buildkit's records: %w", err)
@@ -93,14 +82,35 @@ func (l *Lodger) Evict(ctx context.Context, ids []string) ([]string, error) {
 	return gone, nil
 }
 
-// anyOf is a filter for records by their ids. It is one expression, because the
-// manager tries each of a list's on each record, for every few that it removes.
-func anyOf(ids []string) string {
-	quoted := make([]string, len(ids))
+// maxFilter is how many ids are in a filter. The manager tries each on each
+// record, under its lock and again for every ten that it removes; it collects after
+// each prune.
+const maxFilter = 100
+
+func (l *Lodger) prune(ctx context.Context, ids []string) (gone []string, err error) {
+	// The manager has its lock while it sends: what comes is taken at once.
+	ch := make(chan client.UsageInfo)
+	taken := make(chan struct{})
+	go func() {
+		defer close(taken)
+		for u := range ch {
+			gone = append(gone, u.ID)
+		}
+	}()
+	err = l.Manager.Prune(ctx, ch, client.PruneInfo{All: true, Filter: anyOf(ids)})
+	close(ch)
+	<-taken
+	return gone, err
+}
+
+// anyOf is a filter for records by their ids. A regular expression would be
+// compiled anew for each record.
+func anyOf(ids []string) []string {
+	filter := make([]string, len(ids))
 	for i, id := range ids {
-		quoted[i] = regexp.QuoteMeta(id)
+		filter[i] = "id==" + strconv.Quote(id)
 	}
-	return "id~=" + strconv.Quote("^(?:"+strings.Join(quoted, "|")+")$")
+	return filter
 }
 
 // what names a record for people. Addresses are shown without credentials and

@@ -145,6 +145,23 @@ func (w *keeper) mustLayer(t testing.TB, parent cache.ImmutableRef, app, name, d
 	return ref
 }
 
+func (w *keeper) finalize(ctx context.Context, ref cache.ImmutableRef) error {
+	w.final.RLock()
+	defer w.final.RUnlock()
+	return ref.Finalize(ctx)
+}
+
+// merge makes a ref with the files of all.
+func (w *keeper) merge(ctx context.Context, refs ...cache.ImmutableRef) (cache.ImmutableRef, error) {
+	w.final.RLock()
+	defer w.final.RUnlock()
+	ref, err := w.Merge(ctx, refs, nil, cache.CachePolicyRetain)
+	if err != nil {
+		return nil, err
+	}
+	return ref, ref.Extract(ctx, nil)
+}
+
 func mounted(ctx context.Context, m cache.Mountable, readonly bool, use func(dir string) error) error {
 	mnt, err := m.Mount(ctx, readonly, nil)
 	if err != nil {
@@ -257,6 +274,28 @@ func TestRecords(t *testing.T) {
 	}
 }
 
+// An app that was noted of a ref before its Commit is there until the ref is
+// final, whichever of the two is counted.
+func TestAppOfUncommitted(t *testing.T) {
+	s := openStore(t, layercache.Options{})
+	w := openWorker(t, s.Org("acme"), t.TempDir())
+	m, err := w.New(t.Context(), nil, nil, cache.CachePolicyRetain, cache.WithDescription("layer one"))
+	fatal(t, err)
+	fatal(t, setApp(m, "shop"))
+	ref, err := m.Commit(t.Context())
+	fatal(t, err)
+	fatal(t, setApp(ref, "blog"))
+	fatal(t, setApp(ref, ""))
+	for _, inUse := range []bool{true, false} {
+		if r := w.byName(t)["one"]; r.InUse != inUse || !slices.Equal(r.Apps, []string{"blog", "shop"}) || r.Loose != r.Bytes {
+			t.Errorf("in use %v: %+v", inUse, r)
+		}
+		if inUse {
+			release(t, ref)
+		}
+	}
+}
+
 // What is evicted is what was asked for, unless it is in use or stood on.
 func TestEvict(t *testing.T) {
 	root := t.TempDir()
@@ -315,7 +354,7 @@ func wantEmpty(t *testing.T, root string) {
 // Every id that a filter names is taken for what it is.
 func TestAnyOf(t *testing.T) {
 	for _, ids := range [][]string{{"a"}, {"a", "b"}, {"a.c", `a"c`, "a,b", "a|c", `a\c`, "a c"}} {
-		f, err := filters.Parse(anyOf(ids))
+		f, err := filters.ParseAll(anyOf(ids)...)
 		fatal(t, err)
 		for _, id := range []string{"a", "b", "ab", "abc", "a.c", `a"c`, "a,b", "a|c", `a\c`, "a c", ""} {
 			got := f.Match(filters.AdapterFunc(func(path []string) (string, bool) { return id, path[0] == "id" }))
@@ -383,7 +422,7 @@ func TestCeiling(t *testing.T) {
 	release(t, first)
 	for i := range 6 {
 		ref := w.mustLayer(t, nil, "shop", fmt.Sprint("more ", i), strings.Repeat("m", 500_000))
-		fatal(t, ref.Finalize(t.Context()))
+		fatal(t, w.finalize(t.Context(), ref))
 		release(t, ref)
 	}
 	select {
@@ -404,9 +443,8 @@ func TestMergedCountsOnce(t *testing.T) {
 	w := openWorker(t, s.Org("acme"), t.TempDir())
 	base := w.mustLayer(t, nil, "shop", "base", "base")
 	side := w.mustLayer(t, nil, "shop", "side", strings.Repeat("s", 1_000_000))
-	merged, err := w.Merge(t.Context(), []cache.ImmutableRef{base, side}, nil, cache.CachePolicyRetain)
+	merged, err := w.merge(t.Context(), base, side)
 	fatal(t, err)
-	fatal(t, merged.Extract(t.Context(), nil))
 	release(t, base, side, merged)
 	p, err := s.Prune(t.Context(), layercache.PruneOptions{All: true})
 	if err != nil || p.Records != 3 || p.Bytes < 1_000_000 || p.Bytes > 1_100_000 {
@@ -578,9 +616,7 @@ func (w *keeper) build(ctx context.Context, name string) (err error) {
 	if err != nil {
 		return fmt.Errorf("side of %s: %w", name, err)
 	}
-	w.final.RLock()
-	merged, err := w.Merge(ctx, []cache.ImmutableRef{parent, side}, nil, cache.CachePolicyRetain)
-	w.final.RUnlock()
+	merged, err := w.merge(ctx, parent, side)
 	if err := errors.Join(err, side.Release(ctx)); err != nil {
 		return fmt.Errorf("merge %s: %w", name, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/frontend"
 	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
@@ -20,8 +21,9 @@ import (
 // Marks on vertices. They are descriptions, which are no part of a vertex's
 // digest: they decide nothing about what is built.
 const (
-	markLayer = "slipway.layer" // the image is going to have what the step leaves
-	markApp   = "slipway.app"   // whose cache mounts the step has
+	markLayer   = "slipway.layer"   // the image is going to have what the step leaves
+	markApp     = "slipway.app"     // whose cache mounts the step has
+	markSession = "slipway.session" // of the build
 )
 
 var errProxy = errors.New("a proxied network is not supported here: leave the option out; steps reach what the operator allows")
@@ -61,6 +63,35 @@ func (b *markingBridge) Solve(ctx context.Context, req frontend.SolveRequest, si
 	return b.FrontendLLBBridge.Solve(ctx, req, sid)
 }
 
+// ResolveSourceMetadata implements BuildKit's bridge.
+func (b *markingBridge) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	if err := b.build.mayFetch(op); err != nil {
+		return nil, err
+	}
+	if opt.OCILayoutOpt != nil {
+		if err := b.build.mayAsk(opt.OCILayoutOpt.Store.SessionID); err != nil {
+			return nil, err
+		}
+	}
+	return b.FrontendLLBBridge.ResolveSourceMetadata(ctx, op, opt)
+}
+
+// A vertexBridge is what a vertex solves definitions by that it has read from a
+// file.
+type vertexBridge struct {
+	frontend.FrontendLLBBridge
+	tenant *tenant
+}
+
+// Solve implements BuildKit's bridge.
+func (b *vertexBridge) Solve(ctx context.Context, req frontend.SolveRequest, sid string) (*frontend.Result, error) {
+	build := b.tenant.builds.get(sid)
+	if build == nil {
+		return nil, errNotYours
+	}
+	return (&markingBridge{b.FrontendLLBBridge, build}).Solve(ctx, req, sid)
+}
+
 // mark marks the vertices of a definition for the build, and learns their
 // lines.
 func (b *build) mark(def *pb.Definition) {
@@ -73,10 +104,14 @@ func (b *build) mark(def *pb.Definition) {
 	}
 	layers, below := g.chain()
 	for d := range g.ops {
-		described(def, d)[markApp] = b.app
+		marks := described(def, d)
+		marks[markApp], marks[markSession] = b.app, b.session
+		delete(marks, markLayer)
 	}
 	for _, d := range layers {
-		described(def, d)[markLayer] = "1"
+		if !b.still {
+			described(def, d)[markLayer] = "1"
+		}
 	}
 	b.learn(def)
 	b.lines.stack(below, digestOf(g.end))
@@ -147,8 +182,8 @@ func (g *graph) chain() (out []digest.Digest, below map[digest.Digest]digest.Dig
 			next = append(next, fileBelow(op, step.File, in.Index))
 			below[d] = digestOf(next[len(next)-1])
 		case *pb.Op_Merge:
-			for _, i := range step.Merge.Inputs {
-				next = append(next, input(op, i.Input))
+			for _, i := range step.Merge.GetInputs() {
+				next = append(next, input(op, i.GetInput()))
 			}
 		}
 	}
@@ -164,9 +199,9 @@ func digestOf(in *pb.Input) digest.Digest {
 
 // execBelow is what the file system that a step puts out began as.
 func execBelow(op *pb.Op, e *pb.ExecOp, output int64) *pb.Input {
-	for _, m := range e.Mounts {
-		if m.Output == output && m.MountType == pb.MountType_BIND {
-			return input(op, m.Input)
+	for _, m := range e.GetMounts() {
+		if m.GetOutput() == output && m.GetMountType() == pb.MountType_BIND {
+			return input(op, m.GetInput())
 		}
 	}
 	return nil
@@ -176,13 +211,14 @@ func execBelow(op *pb.Op, e *pb.ExecOp, output int64) *pb.Input {
 // first of them began with.
 func fileBelow(op *pb.Op, f *pb.FileOp, output int64) *pb.Input {
 	at := -1
-	for i, a := range f.Actions {
-		if a.Output == output {
+	actions := f.GetActions()
+	for i, a := range actions {
+		if a.GetOutput() == output {
 			at = i
 		}
 	}
-	for at >= 0 && at < len(f.Actions) {
-		in := f.Actions[at].Input
+	for at >= 0 && at < len(actions) {
+		in := actions[at].GetInput()
 		if in < int64(len(op.Inputs)) {
 			return input(op, in)
 		}

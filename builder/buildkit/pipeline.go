@@ -106,7 +106,14 @@ func (p *plan) Build(ctx context.Context) (*builder.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := p.newBuild(ctx, s.ID())
+	b := newBuild(ctx, p.tenant, p.job, s.ID())
+	b.owner, b.view = deploy(b.session), &view{build: b}
+	release, err := p.tenant.owners.take(b.session, b.owner, toBuild)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	defer b.forget()
 	p.tenant.builds.add(b)
 	defer p.tenant.builds.remove(b)
 	defer b.stop(nil)
@@ -122,13 +129,13 @@ func (p *plan) Build(ctx context.Context) (*builder.Image, error) {
 	return b.result()
 }
 
-func (p *plan) newBuild(ctx context.Context, id string) *build {
+// newBuild returns a build that asks the session for what it needs.
+func newBuild(ctx context.Context, t *tenant, job *builder.Job, session string) *build {
 	b := &build{
-		tenant: p.tenant, job: p.job, app: p.job.App, session: id,
+		tenant: t, job: job, app: job.App, session: session,
 		blobs: map[digest.Digest]*layer.Pending{}, own: map[digest.Digest]bool{}, making: map[digest.Digest]chan struct{}{},
 	}
 	b.ctx, b.stop = context.WithCancelCause(ctx)
-	b.view = &view{build: b}
 	b.events = newEvents(b)
 	return b
 }
@@ -154,7 +161,7 @@ func (b *build) options(s *session.Session) client.SolveOpt {
 		Frontend: "dockerfile.v0", FrontendAttrs: b.attrs(),
 		Exports:       []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{attrBuild: b.session}}},
 		Session:       attachables(b.ctx, b.job.Session),
-		SharedSession: s,
+		SharedSession: s, Internal: true, // the daemon's own records have it
 	}
 	for _, ref := range b.job.GetCacheFrom() {
 		opt.CacheImports = append(opt.CacheImports, client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": ref}})

@@ -341,7 +341,7 @@ func (v *view) write(ctx context.Context, name string, s *selection) (_ cache.Im
 	if err := v.need(s); err != nil {
 		return nil, err
 	}
-	records := v.build.tenant.worker.CacheManager()
+	records := v.build.tenant.worker.Worker.CacheManager()
 	ref, err := records.New(ctx, nil, nil, cache.WithRecordType(client.UsageRecordTypeLocalSource), cache.WithDescription("context of "+v.build.app))
 	if err != nil {
 		return nil, err
@@ -357,7 +357,12 @@ func (v *view) write(ctx context.Context, name string, s *selection) (_ cache.Im
 	if err := v.fill(ctx, ref, s); err != nil {
 		return nil, fmt.Errorf("write %s: %w", name, err)
 	}
-	return ref.Commit(ctx)
+	done, err := ref.Commit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v.build.tenant.worker.note(ctx, done, v.build.app)
+	return done, nil
 }
 
 func (v *view) need(s *selection) error {

@@ -39,6 +39,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
@@ -58,9 +59,12 @@ type tenant struct {
 	server *grpc.Server
 	pipe   *bufconn.Listener
 	client *client.Client
+	conn   *grpc.ClientConn
 	served sync.WaitGroup
 
 	builds  *builds
+	owners  *owners
+	solves  *solves
 	results solver.CacheManager
 	leave   func() // the store
 	closed  context.CancelFunc
@@ -68,7 +72,7 @@ type tenant struct {
 
 // openTenant opens the databases of an org and joins BuildKit's parts.
 func openTenant(ctx context.Context, e *Engine, org string) (t *tenant, err error) {
-	t = &tenant{engine: e, org: org, cache: e.opts.Cache.Org(org), builds: newBuilds()}
+	t = &tenant{engine: e, org: org, cache: e.opts.Cache.Org(org), builds: newBuilds(), owners: newOwners(), solves: newSolves()}
 	store := t.cache.Containerd()
 	dir := e.dir(store.Namespace)
 	if err := settle(ctx, dir, org, e.opts.Cache.Generation(), store); err != nil {
@@ -282,6 +286,12 @@ func (o *opener) serve(ctx context.Context) error {
 	o.client, err = client.New(ctx, "passthrough:///"+o.org,
 		client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return o.pipe.DialContext(ctx) }),
 		client.WithSessionDialer(o.session))
+	if err != nil {
+		return err
+	}
+	o.conn, err = grpc.NewClient("passthrough:///"+o.org, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return o.pipe.DialContext(ctx) }),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
 	return err
 }
 
@@ -295,7 +305,7 @@ func (t *tenant) session(ctx context.Context, _ string, meta map[string][]string
 func (t *tenant) close() error {
 	t.leave()
 	t.closed()
-	err := t.client.Close()
+	err := errors.Join(t.client.Close(), t.conn.Close())
 	t.server.Stop()
 	t.served.Wait()
 	return errors.Join(err, t.control.Close())

@@ -36,14 +36,14 @@ type vertex struct {
 
 func (w *worker) newVertex(v solver.Vertex) *vertex {
 	marks := v.Options().Description
-	return &vertex{Manager: w.CacheManager(), worker: w, digest: v.Digest(), app: marks[markApp], layer: marks[markLayer] != ""}
+	return &vertex{Manager: w.Worker.CacheManager(), worker: w, digest: v.Digest(), app: marks[markApp], layer: marks[markLayer] != ""}
 }
 
 // scoped returns a step whose cache mounts are those of the app.
 func (v *vertex) scoped(op *pb.Op_Exec) *pb.Op_Exec {
 	out := op
-	for i, m := range op.Exec.Mounts {
-		if m.MountType != pb.MountType_CACHE || m.CacheOpt == nil {
+	for i, m := range op.Exec.GetMounts() {
+		if m.GetMountType() != pb.MountType_CACHE || m.GetCacheOpt() == nil {
 			continue
 		}
 		if out == op {
@@ -63,9 +63,7 @@ func (v *vertex) New(ctx context.Context, parent cache.ImmutableRef, g session.G
 	if err != nil {
 		return nil, err
 	}
-	if err := setApp(ref, v.app); err != nil {
-		v.worker.tenant.engine.log.WarnContext(ctx, "note the app of a BuildKit record", "err", err)
-	}
+	v.worker.note(ctx, ref, v.app)
 	if ref.GetRecordType() == client.UsageRecordTypeCacheMount {
 		return ref, nil
 	}
@@ -74,6 +72,13 @@ func (v *vertex) New(ctx context.Context, parent cache.ImmutableRef, g session.G
 	v.refs = append(v.refs, r)
 	v.mu.Unlock()
 	return r, nil
+}
+
+// note records that an app uses a record.
+func (w *worker) note(ctx context.Context, ref cache.RefMetadata, app string) {
+	if err := setApp(ref, app); err != nil {
+		w.tenant.engine.log.WarnContext(ctx, "note the app of a BuildKit record", "err", err)
+	}
 }
 
 // A vertexRef is a file system that a step writes to.
@@ -98,8 +103,12 @@ func (r *vertexRef) Mount(ctx context.Context, readonly bool, g session.Group) (
 func (r *vertexRef) Commit(ctx context.Context) (cache.ImmutableRef, error) {
 	ref, err := r.MutableRef.Commit(ctx)
 	v := r.vertex
-	if err != nil || v.failed.Load() {
-		return ref, err
+	if err != nil {
+		return nil, err
+	}
+	v.worker.note(ctx, ref, v.app)
+	if v.failed.Load() {
+		return ref, nil
 	}
 	for _, b := range v.worker.tenant.builds.of(r.group) {
 		b.left(v, ref)

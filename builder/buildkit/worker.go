@@ -36,7 +36,7 @@ func (w *worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *se
 	}
 	switch step := op.Op.(type) {
 	case *pb.Op_Exec:
-		if proxy.Network && step.Exec.Network != pb.NetMode_NONE {
+		if proxy.Network && step.Exec.GetNetwork() != pb.NetMode_NONE {
 			return nil, errProxy
 		}
 		n := w.newVertex(v)
@@ -47,6 +47,12 @@ func (w *worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *se
 		return ops.NewExecOp(v, n.scoped(step), op.Platform, n, w.ParallelismSem, sm, &vertexExecutor{n}, w, res, false)
 	case *pb.Op_File:
 		return ops.NewFileOp(v, step, w.newVertex(v), w.ParallelismSem, w)
+	case *pb.Op_Source:
+		if err := w.tenant.mayFetch(v, step.Source); err != nil {
+			return nil, err
+		}
+	case *pb.Op_Build:
+		b = &vertexBridge{b, w.tenant}
 	}
 	return w.Worker.ResolveOp(v, b, sm, proxy)
 }

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -194,12 +193,12 @@ func (w *world) build(ctx context.Context, r request) *outcome {
 	return &outcome{world: w, Result: result, events: s.events, needed: s.needed, repository: start.Targets[0]}
 }
 
-func (w *world) destination(_ context.Context, name, _ string, _ func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
-	repo, err := w.registry.Repository(strings.TrimPrefix(name, registryHost+"/"))
+func (w *world) destination(_ context.Context, p builder.Place) (builder.Remote, error) {
+	repo, err := w.registry.Repository(strings.TrimPrefix(p.Name, registryHost+"/"))
 	if err != nil {
 		return builder.Remote{}, err
 	}
-	return builder.Remote{Target: pushd.NewLocal(name, repo, filepath.Join(w.root, "tmp")), Name: name}, nil
+	return builder.Remote{Target: pushd.NewLocal(p.Name, repo, filepath.Join(w.root, "tmp")), Name: p.Name}, nil
 }
 
 // pushBase puts fid/base:1 into the registry, as docker import makes it.

@@ -118,7 +118,7 @@ type clone struct {
 // authorize finds the credentials for a remote: those in its address, or the
 // build secrets that BuildKit asks for.
 func (c *clone) authorize(ctx context.Context, remote string) error {
-	err := c.src.Authorize(ctx, remote, gitfetch.BuildSecrets, c.stage.build.job.Session.Secret)
+	err := c.src.Authorize(ctx, remote, gitfetch.BuildSecrets(), c.stage.build.job.Session.Secret)
 	if errors.Is(err, gitfetch.ErrAddress) {
 		return failure.Userf(failure.DockerfileInvalid, "mend the URL", "ADD failed: %s: not a URL", c.name)
 	}

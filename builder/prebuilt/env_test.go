@@ -394,16 +394,17 @@ func (d *daemon) restart() {
 		Pipelines: map[slipwayv1.Pipeline]builder.Pipeline{
 			slipwayv1.Pipeline_PIPELINE_PREBUILT: prebuilt.New(prebuilt.Options{Bases: bases, Pause: time.Nanosecond, Stall: d.stall}),
 		},
-		Destination: func(_ context.Context, name, app string, auth func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
+		Destination: func(_ context.Context, p builder.Place) (builder.Remote, error) {
+			name := p.Name
 			if name == "" || strings.HasPrefix(name, ownHost+"/") {
 				path := strings.TrimPrefix(name, ownHost+"/")
 				if path == "" {
-					path = app
+					path = p.App
 				}
 				repo, err := d.own.reg.Repository(path)
 				return builder.Remote{Target: pushd.NewLocal(ownHost+"/"+path, repo, tmp), Name: ownHost + "/" + path}, err
 			}
-			t, err := pushd.NewHTTP(name, &pushd.HTTPOptions{Auth: auth, Insecure: true, Chunk: 64 << 10, MaxChunk: 64 << 10})
+			t, err := pushd.NewHTTP(name, &pushd.HTTPOptions{Auth: p.Auth, Insecure: true, Chunk: 64 << 10, MaxChunk: 64 << 10})
 			return builder.Remote{Target: t, Name: name}, err
 		},
 	})

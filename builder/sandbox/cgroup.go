@@ -50,8 +50,9 @@ func findCgroups(parent string) (cgroups, error) {
 	return c, nil
 }
 
-// prepare makes the parent. In version 2 that is how to see what can be limited.
-func (c *cgroups) prepare() error {
+// probe finds out whether swap can be limited. In version 2 only a group that
+// is counted shows it: the parent is made for that, and removed.
+func (c *cgroups) probe() error {
 	if !c.unified {
 		return nil
 	}
@@ -66,7 +67,7 @@ func (c *cgroups) prepare() error {
 		}
 	}
 	c.swap = limitsSwap(dir)
-	return nil
+	return os.Remove(dir)
 }
 
 // limitsSwap reports whether dir, a group of version 2, can limit swap. Kernels

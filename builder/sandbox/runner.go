@@ -53,8 +53,8 @@ func New(ctx context.Context, opts Options) (*Runner, error) {
 	}
 	err = r.sweep(ctx)
 	if err == nil {
-		if failed := r.cgroups.prepare(); failed != nil {
-			r.log.Warn("memory of RUN steps cannot be limited", "error", failed)
+		if failed := r.cgroups.probe(); failed != nil {
+			r.log.Warn("look for limits of memory and swap", "error", failed)
 		}
 	}
 	if err == nil && r.opts.Network == Sandbox {

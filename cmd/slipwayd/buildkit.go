@@ -10,11 +10,14 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/buildkit"
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/builder/classic"
 	"github.com/slipwayhq/slipway/builder/sandbox"
 	"github.com/slipwayhq/slipway/pushd"
+	"github.com/slipwayhq/slipway/server"
+	"github.com/slipwayhq/slipway/tokens"
 )
 
 // openBuildKit prepares BuildKit, which opens with the first build that wants
@@ -40,6 +43,32 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 	}
 	d.closing(d.buildkit.Close)
 	return nil
+}
+
+// openAPI joins BuildKit's own API to the rest: the same tokens, the same push.
+func (d *daemon) openAPI(b *builder.Builder) {
+	d.api = d.buildkit.API(buildkit.APIOptions{
+		Builder: b,
+		Caller: func(ctx context.Context) buildkit.Caller {
+			p := server.Caller(ctx)
+			return buildkit.Caller{ID: p.ID, Org: p.Org, App: p.App}
+		},
+		Allow: func(ctx context.Context, do buildkit.Action, app string) error {
+			return server.Allow(ctx, actions[do], app)
+		},
+		Repository: func(name string) (string, bool) {
+			host, path, _ := cutHost(name)
+			return path, d.isLocal(host)
+		},
+		Code:  server.StatusCode,
+		Begin: d.counts.Begin, End: d.counts.End,
+	})
+}
+
+// actions says which scope an action of BuildKit's API needs.
+var actions = map[buildkit.Action]string{
+	buildkit.Look: tokens.ScopeBuildRead, buildkit.Build: tokens.ScopeBuildWrite, buildkit.SeeCache: tokens.ScopeCacheRead,
+	buildkit.Prune: tokens.ScopeCacheWrite, buildkit.Push: tokens.ScopeRegistryPush,
 }
 
 // openLodgers opens what of BuildKit keeps things of an org in the cache.

@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +26,8 @@ type config struct {
 	file         string
 	root         string
 	grpc         string
+	grpcUnix     string
+	grpcGroup    string
 	http         string
 	registryHost string
 	mirrors      []string
@@ -44,6 +48,7 @@ type config struct {
 	runc         string
 	tlsCert      string
 	tlsKey       string
+	tlsClientCA  string
 	insecure     bool
 	logFormat    string
 	logLevel     string
@@ -55,12 +60,15 @@ type config struct {
 	mirrorURLs       map[string][]*url.URL
 	egress           []netip.Prefix
 	networkMode      sandbox.Mode
+	grpcGID          int // -1 for none
 }
 
 func (c *config) register(f *pflag.FlagSet) {
 	f.StringVar(&c.file, "config", "", "TOML file with these settings, a key for each flag")
 	f.StringVar(&c.root, "root", "/var/lib/slipway", "directory for the cache, the registry and all state")
 	f.StringVar(&c.grpc, "grpc", "127.0.0.1:7070", "address for clients")
+	f.StringVar(&c.grpcUnix, "grpc-unix", "", "socket for clients on this machine; root and the daemon's user need no token there")
+	f.StringVar(&c.grpcGroup, "grpc-unix-group", "", "group that may connect to --grpc-unix, with tokens")
 	f.StringVar(&c.http, "http", "127.0.0.1:7071", "address of the registry (/v2/), /metrics and /healthz")
 	f.StringVar(&c.registryHost, "registry-host", "", "host by which images of the embedded registry are named (default: the address of --http; needed where that is every address)")
 	f.StringArrayVar(&c.mirrors, "registry-mirror", nil, "HOST=URL: ask URL before registry HOST; repeatable")
@@ -81,6 +89,7 @@ func (c *config) register(f *pflag.FlagSet) {
 	f.StringVar(&c.runc, "runc", "runc", "runc binary")
 	f.StringVar(&c.tlsCert, "tls-cert", "", "certificate file of both addresses")
 	f.StringVar(&c.tlsKey, "tls-key", "", "key file of --tls-cert")
+	f.StringVar(&c.tlsClientCA, "tls-client-ca", "", "PEM certificates; clients of --grpc may show a certificate that one of them signed instead of a token")
 	f.BoolVar(&c.insecure, "insecure", false, "allow plaintext on addresses that others can reach")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -187,6 +196,12 @@ func (c *config) check() error {
 	if (c.tlsCert == "") != (c.tlsKey == "") {
 		return errors.New("--tls-cert and --tls-key belong together")
 	}
+	if c.tlsClientCA != "" && c.tlsCert == "" {
+		return errors.New("--tls-client-ca: certificates of clients come with TLS; give --tls-cert and --tls-key")
+	}
+	if err := c.checkGRPCUnix(); err != nil {
+		return err
+	}
 	if c.buildCA != "" {
 		if _, err := os.Stat(c.buildCA); err != nil {
 			return fmt.Errorf("--build-ca: %w", err)
@@ -199,6 +214,30 @@ func (c *config) check() error {
 		return err
 	}
 	return c.checkRegistryHost()
+}
+
+// checkGRPCUnix makes the socket's path absolute, and its group's name a
+// number.
+func (c *config) checkGRPCUnix() (err error) {
+	c.grpcGID = -1
+	if c.grpcUnix == "" {
+		if c.grpcGroup != "" {
+			return errors.New("--grpc-unix-group: give --grpc-unix, the socket that the group may connect to")
+		}
+		return nil
+	}
+	if c.grpcUnix, err = filepath.Abs(c.grpcUnix); err != nil || c.grpcGroup == "" {
+		return err
+	}
+	group, err := user.LookupGroup(c.grpcGroup)
+	if err != nil {
+		group, err = user.LookupGroupId(c.grpcGroup)
+	}
+	if err != nil {
+		return fmt.Errorf("--grpc-unix-group: this machine has no group %q", c.grpcGroup)
+	}
+	c.grpcGID, err = strconv.Atoi(group.Gid)
+	return err
 }
 
 // checkCache reads the sizes of the cache. Left out, they are the cache's own

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,7 +16,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/moby/sys/mountinfo"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -39,6 +39,7 @@ import (
 	"github.com/slipwayhq/slipway/server"
 	"github.com/slipwayhq/slipway/server/records"
 	"github.com/slipwayhq/slipway/tokens"
+	"github.com/slipwayhq/slipway/unixsocket"
 )
 
 // A daemon is all parts of slipwayd, started.
@@ -57,8 +58,11 @@ type daemon struct {
 	runner   *sandbox.Runner
 	git      *gitfetch.Fetcher
 	buildkit *buildkit.Engine
+	api      *buildkit.API
 	tls      *tls.Config
+	clients  *x509.CertPool // that sign certificates of clients; nil for none
 	grpcAddr net.Listener
+	grpcUnix net.Listener // nil without --grpc-unix
 	httpAddr net.Listener
 	server   *server.Server
 	host     string // of the embedded registry
@@ -144,18 +148,64 @@ func (d *daemon) listen(ctx context.Context) error {
 		}
 		d.tls = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	}
+	if err := d.readClientCA(); err != nil {
+		return err
+	}
 	var lc net.ListenConfig
 	var err error
 	if d.grpcAddr, err = lc.Listen(ctx, "tcp", d.config.grpc); err != nil {
 		return fmt.Errorf("--grpc: %w", err)
 	}
 	d.closing(ignoreClosed(d.grpcAddr.Close))
+	if err := d.listenUnix(ctx); err != nil {
+		return fmt.Errorf("--grpc-unix: %w", err)
+	}
 	if d.httpAddr, err = lc.Listen(ctx, "tcp", d.config.http); err != nil {
 		return fmt.Errorf("--http: %w", err)
 	}
 	d.closing(ignoreClosed(d.httpAddr.Close))
 	d.host = d.registryHost()
 	return nil
+}
+
+func (d *daemon) readClientCA() error {
+	if d.config.tlsClientCA == "" {
+		return nil
+	}
+	pem, err := os.ReadFile(d.config.tlsClientCA)
+	if err != nil {
+		return fmt.Errorf("--tls-client-ca: %w", err)
+	}
+	d.clients = x509.NewCertPool()
+	if !d.clients.AppendCertsFromPEM(pem) {
+		return fmt.Errorf("--tls-client-ca: %s holds no PEM certificate", d.config.tlsClientCA)
+	}
+	return nil
+}
+
+// listenUnix opens the socket for this machine's clients. Until it belongs to
+// the group only its owner gets in.
+func (d *daemon) listenUnix(ctx context.Context) error {
+	path := d.config.grpcUnix
+	if path == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	l, err := unixsocket.Listen(ctx, path, 0o600)
+	if err != nil {
+		return err
+	}
+	d.grpcUnix = l
+	d.closing(ignoreClosed(l.Close))
+	if d.config.grpcGID < 0 {
+		return nil
+	}
+	if err := os.Chown(path, -1, d.config.grpcGID); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o660)
 }
 
 // registryHost is by which host images are named: as the operator says, else
@@ -308,6 +358,7 @@ func (d *daemon) openServer(ctx context.Context) error {
 		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
+	d.openAPI(b)
 	return d.server.Recover(ctx)
 }
 
@@ -332,9 +383,10 @@ func (d *daemon) localBase(name string) base.Repository {
 // destination opens the repositories that images go to.
 func (d *daemon) destination() builder.Destination {
 	transport, hosts := pushd.NewTransport(), pushd.NewHosts()
-	return func(_ context.Context, name, app string, auth func(context.Context, string) (authn.AuthConfig, error)) (builder.Remote, error) {
+	return func(_ context.Context, p builder.Place) (builder.Remote, error) {
+		name := p.Name
 		if name == "" {
-			name = d.host + "/" + app
+			name = d.host + "/" + p.App
 		}
 		if host, path, ok := cutHost(name); ok && d.isLocal(host) {
 			repo, err := d.registry.Repository(path)
@@ -344,7 +396,7 @@ func (d *daemon) destination() builder.Destination {
 			return builder.Remote{Target: pushd.NewLocal(name, repo, d.dir("tmp")), Name: name}, nil
 		}
 		t, err := pushd.NewHTTP(name, &pushd.HTTPOptions{
-			Auth: auth, Transport: transport, Insecure: d.mayBePlain(name), Hosts: hosts, Journal: d.uploads,
+			Auth: p.Auth, Transport: transport, Insecure: p.Insecure || d.mayBePlain(name), Hosts: hosts, Journal: d.uploads,
 		})
 		if err != nil {
 			return builder.Remote{}, err
@@ -365,17 +417,18 @@ func (d *daemon) mayBePlain(name string) bool {
 
 // serve answers clients and runs builds until ctx ends, then drains.
 func (d *daemon) serve(ctx context.Context) error {
-	opts := d.server.ServerOptions()
-	if d.tls != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(d.tls)))
-	}
-	g := grpc.NewServer(opts...)
+	g := grpc.NewServer(append(d.server.ServerOptions(), grpc.Creds(d.credentials()))...)
 	d.server.Register(g)
+	d.api.Register(g)
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
 
 	var running sync.WaitGroup
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	running.Go(func() { failed <- g.Serve(d.grpcAddr) })
+	if d.grpcUnix != nil {
+		running.Go(func() { failed <- g.Serve(d.grpcUnix) })
+		d.log.Info("clients on this machine are served", "socket", d.config.grpcUnix)
+	}
 	running.Go(func() { failed <- d.serveHTTP(web) })
 	work, stopWork := context.WithCancel(context.Background())
 	defer stopWork()
@@ -402,12 +455,24 @@ func (d *daemon) serve(ctx context.Context) error {
 	return err
 }
 
+// credentials are those of the gRPC server, which alone asks for certificates
+// of clients.
+func (d *daemon) credentials() credentials.TransportCredentials {
+	if d.tls == nil {
+		return server.Credentials(nil)
+	}
+	config := d.tls.Clone()
+	config.ClientCAs = d.clients
+	return server.Credentials(config)
+}
+
 // drain refuses new builds and lets those under way end, up to the limit.
 func (d *daemon) drain(g *grpc.Server, stopWork context.CancelFunc, workers *sync.WaitGroup) {
 	d.server.Drain()
 	stopWork()
-	hard := time.AfterFunc(d.config.drainTimeout, d.server.Stop)
+	hard := time.AfterFunc(d.config.drainTimeout, func() { d.server.Stop(); d.api.Stop() })
 	defer hard.Stop()
+	d.api.Drain()
 	workers.Wait()
 	ended := make(chan struct{})
 	go func() { g.GracefulStop(); close(ended) }()

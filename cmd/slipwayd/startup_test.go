@@ -31,6 +31,7 @@ func TestRefusesToStart(t *testing.T) {
 		return name
 	}
 	login, yaml, broken := file(`{"current":"127.0.0.1:7070","logins":[]}`), file("root: /srv\n"), file("max-builds = 2\nroot = /srv\n")
+	cert, key := selfSigned(t, t.TempDir(), time.Now().Add(time.Hour))
 	tests := []struct {
 		name string
 		args []string
@@ -52,6 +53,13 @@ func TestRefusesToStart(t *testing.T) {
 		{"plaintext registry for everybody", []string{"--http", "0.0.0.0:0"}, "plaintext"},
 		{"plaintext on all IPv6 addresses", []string{"--grpc", "[::]:0"}, "plaintext"},
 		{"a certificate without a key", []string{"--tls-cert", "/nosuch"}, "--tls-key"},
+		{"an authority of clients without TLS", []string{"--tls-client-ca", "/nosuch.pem"}, "--tls-key"},
+		{"an authority of clients that is not there", []string{"--tls-cert", cert, "--tls-key", key, "--tls-client-ca", "/nosuch.pem"}, "--tls-client-ca"},
+		{"an authority of clients that is none", []string{"--tls-cert", cert, "--tls-key", key, "--tls-client-ca", key}, "holds no PEM certificate"},
+		{"a group without a socket", []string{"--grpc-unix-group", "root"}, "--grpc-unix"},
+		{"a group that is none", []string{"--grpc-unix", filepath.Join(t.TempDir(), "s"), "--grpc-unix-group", "nosuchgroup"}, "nosuchgroup"},
+		{"a file as socket", []string{"--grpc-unix", login}, "no socket"},
+		{"a socket in a file", []string{"--grpc-unix", login + "/socket"}, "--grpc-unix"},
 		{"a size that is none", []string{"--max-rootfs", "much"}, "--max-rootfs"},
 		{"an unknown network", []string{"--network", "wifi"}, "--network"},
 		{"a CA bundle that is not there", []string{"--build-ca", "/nosuch.pem"}, "--build-ca"},

@@ -1,0 +1,295 @@
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/util/progress"
+	"github.com/oklog/ulid/v2"
+
+	"github.com/slipwayhq/slipway/builder"
+	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/limits"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+	"github.com/slipwayhq/slipway/rescue"
+)
+
+// A solve is one build of a client's. For package builder it is a pipeline and
+// its own plan: preflight, lease, push and count are as for any other build.
+// BuildKit solves it, and its export of an image waits for the push.
+type solve struct {
+	api    *API
+	tenant *tenant
+	caller Caller
+	app    string
+	req    *controlapi.SolveRequest
+	image  *imageSpec // that goes to registries, or whose layers say how; nil if none is exported
+	cancel context.CancelCauseFunc
+
+	ready chan struct{}       // closed when BuildKit has it, or never will
+	made  chan *builder.Image // the image, when all exports are done
+	built chan struct{}       // closed when package builder is done with it; result is set
+	ended chan struct{}       // closed when BuildKit is done with it; resp and err are set
+
+	ctx    context.Context // of the call
+	job    *builder.Job
+	build  *build // set when ready
+	result *slipwayv1.Result
+	resp   *controlapi.SolveResponse
+	err    error
+}
+
+// Solve implements BuildKit's Control.
+func (a *API) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
+	resp, err := a.solve(ctx, req)
+	return resp, a.status(ctx, err)
+}
+
+func (a *API) solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
+	normalize(req)
+	if err := checkRequest(req); err != nil {
+		return nil, err
+	}
+	s := &solve{api: a, req: req, ready: make(chan struct{}), made: make(chan *builder.Image, 1), built: make(chan struct{}), ended: make(chan struct{})}
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	defer s.cancel(nil)
+	start, err := s.start()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.admit(start); err != nil {
+		return nil, err
+	}
+	if err := a.enter(s); err != nil {
+		return nil, err
+	}
+	defer a.leave(s)
+	release, err := s.tenant.owners.take(req.Session, s.caller.ID, toBuild)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if err := s.tenant.solves.add(s); err != nil {
+		return nil, err
+	}
+	defer s.tenant.solves.remove(s)
+	return s.run(start)
+}
+
+// start is the build as package builder wants it.
+func (s *solve) start() (*slipwayv1.Start, error) {
+	start := &slipwayv1.Start{Pipeline: slipwayv1.Pipeline_PIPELINE_BUILDKIT, Detach: false}
+	for _, e := range s.req.Exporters {
+		if e.Type != client.ExporterImage {
+			continue
+		}
+		spec, err := newImageSpec(e.Attrs)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case s.image == nil || spec.push && !s.image.push:
+			s.image = spec
+		case spec.push:
+			return nil, failure.Userf(failure.InvalidArgument, "give one all names, with commas between them", "two outputs of type image are to be pushed")
+		}
+		if e.Attrs == nil {
+			e.Attrs = map[string]string{}
+		}
+		e.Attrs[attrBuild] = s.req.Session
+	}
+	if s.image == nil {
+		return start, nil
+	}
+	if s.image.push {
+		start.Push, start.Targets = true, s.image.targets()
+	}
+	var err error
+	start.Compression, err = s.image.compressed()
+	return start, err
+}
+
+// admit finds the build's app, and whether the caller may build it and push it
+// to where it is to go.
+func (s *solve) admit(start *slipwayv1.Start) (err error) {
+	c := s.api.opts.Caller(s.ctx)
+	var repositories []string
+	for _, name := range start.Targets {
+		host, _, _ := cutTag(name)
+		if repository, own := s.api.opts.Repository(host); own {
+			repositories = append(repositories, repository)
+		}
+	}
+	s.app = c.App
+	for _, r := range repositories {
+		if s.app == "" && appName.MatchString(r) {
+			s.app = r
+		}
+	}
+	if s.app == "" {
+		s.app = noApp
+	}
+	start.App = s.app
+	if s.caller, s.tenant, err = s.api.admit(s.ctx, Build, s.app); err != nil {
+		return err
+	}
+	for _, r := range repositories {
+		if err := s.api.opts.Allow(s.ctx, Push, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run has package builder build it, and returns when BuildKit is done, too.
+func (s *solve) run(start *slipwayv1.Start) (*controlapi.SolveResponse, error) {
+	req := builder.Request{ID: ulid.Make().String(), Org: s.caller.Org, Created: time.Now(), Start: start}
+	if s.image != nil {
+		req.ByDigest, req.Insecure = s.image.byDigest, s.image.insecure
+	}
+	s.result = s.api.opts.Builder.BuildWith(s.ctx, req, &clientSession{s}, s)
+	close(s.built)
+	if s.build == nil {
+		s.err = s.failure()
+		close(s.ready)
+		return nil, s.err
+	}
+	<-s.ended
+	defer s.tenant.builds.remove(s.build)
+	defer s.build.forget()
+	defer s.build.stop(nil)
+	if s.err != nil {
+		return nil, s.because(s.err)
+	}
+	if err := s.failure(); err != nil {
+		return nil, err
+	}
+	return s.resp, nil
+}
+
+// failure is why package builder says that the build has failed; nil if it has
+// not.
+func (s *solve) failure() error {
+	e := s.result.GetError()
+	if e == nil {
+		return nil
+	}
+	return &failure.Error{Code: e.Code, Phase: e.Phase, Retryable: e.Retryable, Line: int(e.Line), ExitCode: int(e.ExitCode), Message: e.Message, Hint: e.Hint}
+}
+
+// because is the reason that the build ended for, if BuildKit's error only says
+// that it did.
+func (s *solve) because(err error) error {
+	for _, ctx := range []context.Context{s.build.ctx, s.ctx} {
+		if cause := context.Cause(ctx); cause != nil && failure.As(cause).Code != failure.Internal && !errors.Is(cause, context.Canceled) {
+			return cause
+		}
+	}
+	return err
+}
+
+// underWay waits until BuildKit has the build. The error is why it never will.
+func (s *solve) underWay(ctx context.Context) error {
+	select {
+	case <-s.ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.build == nil {
+		return s.err
+	}
+	return nil
+}
+
+// Plan implements [builder.Pipeline]: clients have planned it.
+func (s *solve) Plan(_ context.Context, job *builder.Job) (builder.Plan, error) {
+	filled := *job
+	if filled.MaxSize == 0 {
+		filled.MaxSize = limits.DefaultMax
+	}
+	s.job = &filled
+	return s, nil
+}
+
+// Detail implements [builder.Plan].
+func (s *solve) Detail() string { return "for a client of BuildKit" }
+
+// Writes implements [builder.Plan]. Nobody knows.
+func (s *solve) Writes() int64 { return 0 }
+
+// Build implements [builder.Plan]. BuildKit goes on when the image is made: it
+// waits for the push.
+func (s *solve) Build(ctx context.Context) (*builder.Image, error) {
+	b := newBuild(ctx, s.tenant, s.job, s.req.Session)
+	b.owner, b.client = s.caller.ID, s
+	b.still = s.image == nil || s.image.rewrite
+	b.mark(s.req.Definition)
+	s.tenant.builds.add(b)
+	s.build = b
+	solving, stop := context.WithCancelCause(s.ctx)
+	go s.solve(solving, stop)
+	close(s.ready)
+	until := context.AfterFunc(b.ctx, func() { stop(context.Cause(b.ctx)) })
+	defer until()
+	select {
+	case img := <-s.made:
+		b.end()
+		return img, nil
+	case <-s.ended:
+	}
+	b.end()
+	if s.err != nil {
+		return nil, b.explain(s.because(s.err))
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.image, nil
+}
+
+// solve is BuildKit's part.
+func (s *solve) solve(ctx context.Context, stop context.CancelCauseFunc) {
+	defer close(s.ended)
+	defer stop(nil)
+	err := rescue.Run(func() (err error) {
+		s.resp, err = s.tenant.control.Solve(ctx, s.req)
+		return err
+	})
+	if err != nil {
+		s.err = err
+		s.cancel(err) // there is nothing to push, or nobody to tell of it
+	}
+}
+
+// finalize hands the image over and waits for the push. The context is
+// BuildKit's, whose progress tells the client.
+func (s *solve) finalize(ctx context.Context, img *builder.Image) error {
+	s.made <- img
+	done := progress.OneOff(ctx, "pushing layers")
+	select {
+	case <-s.built:
+	case <-ctx.Done():
+		s.cancel(context.Cause(ctx))
+		<-s.built
+	}
+	err := s.failure()
+	if done(err) != nil {
+		return err
+	}
+	for _, name := range s.image.targets() {
+		_ = progress.OneOff(ctx, "pushing manifest for "+name+"@"+s.result.Digest)(nil)
+	}
+	return nil
+}
+
+// cutTag splits "host/path:tag".
+func cutTag(name string) (path, tag string, tagged bool) {
+	for i := len(name) - 1; i >= 0 && name[i] != '/'; i-- {
+		if name[i] == ':' {
+			return name[:i], name[i+1:], true
+		}
+	}
+	return name, "", false
+}
