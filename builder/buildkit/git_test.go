@@ -413,3 +413,20 @@ func TestGitOtherProtocol(t *testing.T) {
 	default:
 	}
 }
+
+func TestGitSubmodules(t *testing.T) {
+	d := newDesk(t, 0)
+	server := gittest.Serve(t, false)
+	inner, outer := server.Repo("inner"), server.Repo("outer")
+	inner.Commit(map[string]string{"deep": "x"})
+	outer.Git("submodule", "--quiet", "add", inner.URL, "in")
+	outer.Commit(nil)
+	with, err := d.get(t, llb.Git(outer.URL, ""), nil)
+	if err != nil || with["in/deep"] != "644 0:0 x" || with["in/.git"] != "" {
+		t.Errorf("%v, %v", with, err)
+	}
+	without, err := d.get(t, llb.Git(outer.URL, "", llb.GitSkipSubmodules()), nil)
+	if err != nil || without["in"] == "" || without["in/deep"] != "" {
+		t.Errorf("without: %v, %v", without, err)
+	}
+}

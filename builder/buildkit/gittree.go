@@ -39,15 +39,21 @@ func (i *gitInstance) write(ctx context.Context, job solver.JobContext, tree *gi
 			_ = ref.Release(context.WithoutCancel(ctx))
 		}
 	}()
-	for _, b := range t.builds.of(groupOf(job)) {
-		if err := setApp(ref, b.app); err != nil {
-			return nil, err
-		}
+	builds := t.builds.of(groupOf(job))
+	for _, b := range builds {
+		t.worker.note(ctx, ref, b.app)
 	}
 	if err := fillFrom(ctx, ref, &checkout{root: top, time: tree.Time, keep: i.keeps()}); err != nil {
 		return nil, fmt.Errorf("write the files of %s: %w", i.name(), err)
 	}
-	return ref.Commit(ctx)
+	done, err := ref.Commit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range builds {
+		t.worker.note(ctx, done, b.app)
+	}
+	return done, nil
 }
 
 // open opens the directory of the repository that is wanted. No part of the way

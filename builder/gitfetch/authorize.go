@@ -12,10 +12,8 @@ import (
 // dot and the remote's host are asked for first. "" is none.
 type Secrets struct{ Token, Header string }
 
-// BuildSecrets are the names that BuildKit's Dockerfiles have for them.
-func BuildSecrets() Secrets {
-	return Secrets{Token: "GIT_AUTH_TOKEN", Header: "GIT_AUTH_HEADER"}
-}
+// BuildSecrets are the names that Dockerfiles have for them.
+func BuildSecrets() Secrets { return Secrets{Token: "GIT_AUTH_TOKEN", Header: "GIT_AUTH_HEADER"} }
 
 // A SecretStore returns a build secret; ok is false if there is none of that
 // name.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/slipwayhq/slipway/builder/gitfetch/gittest"
 )
 
 // stock are the programs of BuildKit's own clients, built once.
@@ -416,4 +419,48 @@ func TestFrontendImage(t *testing.T) {
 		t.Errorf("built %q\n%s", got, r.text)
 	}
 	c.build(dockerfile("# syntax="+d.http+"/frontend:1", "FROM busybox", "RUN exit 3").write(t)).refused(t, "exit code: 3", "Dockerfile:3")
+}
+
+// A repository is a build's context, and another one is a context with a name;
+// the secret opens them.
+func TestBuildctlGit(t *testing.T) {
+	t.Parallel()
+	server := gittest.Serve(t, false)
+	repo, other := server.Repo("app"), server.Repo("other")
+	repo.Commit(map[string]string{"docker/Dockerfile": "FROM busybox\nCOPY f /f\nCOPY --from=more g /g\n", "docker/f": "one"})
+	other.Commit(map[string]string{"g": "g"})
+	server.Before = func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasPrefix(r.Header.Get("Authorization"), "Basic ") {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", "Basic")
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	d, _ := startWithBusybox(t, "--allow-egress", "127.0.0.1/32")
+	c := d.stock()
+	writeFile(t, c.home, "token", "a token")
+	build := func(args ...string) *stockRun {
+		meta := filepath.Join(c.home, "meta.json")
+		r := c.buildctl(append([]string{"build", "--frontend", "dockerfile.v0", "--opt", "context=" + repo.URL + "#main:docker", "--opt", "context:more=" + other.URL,
+			"--metadata-file", meta, "--output", "type=image,push=true,name=" + d.http + "/kit:git"}, args...)...)
+		if raw, err := os.ReadFile(meta); err == nil {
+			r.out = string(raw)
+		}
+		return r
+	}
+	build().refused(t, repo.URL, "build secret GIT_AUTH_TOKEN")
+	secret := []string{"--secret", "id=GIT_AUTH_TOKEN,src=" + filepath.Join(c.home, "token")}
+	first := build(secret...).ok(t)
+	root := c.image(t, "kit:git", first)
+	if got := fileOf(t, root, "f") + fileOf(t, root, "g"); got != "oneg" {
+		t.Errorf("the image has %q", got)
+	}
+	if again := build(secret...).ok(t); again.digest(t) != first.digest(t) {
+		t.Errorf("again, the image is another one\n%s", again.text)
+	}
+	repo.Commit(map[string]string{"docker/f": "two"})
+	if got := fileOf(t, c.image(t, "kit:git", build(secret...).ok(t)), "f"); got != "two" {
+		t.Errorf("the branch moved: %q", got)
+	}
 }
