@@ -19,4 +19,11 @@
 //   - Layers are made by package builder/layer ([compression]) as soon as their
 //     step has ended, if the image is going to have them (mark.go, vertex.go),
 //     and go to the registry meanwhile (export.go).
+//
+// The [API] is BuildKit's, for its own clients: api.go has the calls that look
+// and clean up, solve.go those that build, forward.go what a client's frontend
+// and readers of records ask. Clients choose the ids of sessions and builds and
+// what their definitions say: owners.go, mark.go and guard.go see to it that
+// they get at nothing of others. A build of theirs goes through package builder
+// as every other does.
 package buildkit

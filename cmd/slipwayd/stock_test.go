@@ -321,7 +321,7 @@ func TestBuildctl(t *testing.T) {
 		c.build(dockerfile("FROM busybox", "COPY absent /").write(t)).refused(t, `"/absent": not found`)
 		c.build(dockerfile("# syntax=127.0.0.1:1/no/frontend:1", "FROM scratch").write(t)).refused(t, "127.0.0.1:1", "Unavailable")
 	})
-	if n := d.metric(`slipway_builds_total{pipeline="buildkit",status="succeeded"}`); n < 10 {
+	if n := d.metric(`slipway_builds_total{pipeline="buildkit",status="succeeded"}`); n < 3 {
 		t.Errorf("%v builds were counted", n)
 	}
 	if n := d.metric("slipway_builds_running"); n != 0 {
