@@ -10,6 +10,7 @@ import (
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/errdefs"
 	_ "github.com/moby/buildkit/util/grpcutil/encoding/proto" // the codec that BuildKit's messages are quick with
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -262,38 +263,54 @@ func (a *API) Status(req *controlapi.StatusRequest, stream controlapi.Control_St
 	if err != nil {
 		return a.status(ctx, err)
 	}
-	once := &onceHeaded{Control_StatusServer: stream}
-	s := t.solves.get(req.Ref)
-	for {
-		if s != nil {
-			if err := a.opts.Allow(ctx, Look, s.app); err != nil {
-				return a.status(ctx, err)
-			}
-			if err := s.underWay(ctx); err != nil {
-				return a.status(ctx, err)
-			}
-		}
-		err := t.control.Status(req, once)
-		if s != nil || err == nil {
-			return a.status(ctx, err)
-		}
-		if s = t.solves.get(req.Ref); s == nil {
-			return a.status(ctx, err)
-		}
+	if t.recorded(ctx, req.Ref) {
+		return a.status(ctx, t.control.Status(req, stream))
 	}
+	s, refused := t.solves.wait(ctx, req.Ref, registration)
+	switch {
+	case refused:
+		return nil // the build's own call says why
+	case s == nil:
+		return a.status(ctx, errdefs.NewUnknownJobError(req.Ref))
+	}
+	return a.status(ctx, a.follow(s, stream))
 }
 
-// A onceHeaded stream sends its header once, however often that is tried.
-type onceHeaded struct {
-	controlapi.Control_StatusServer
-	sent bool
+// recorded reports whether BuildKit has a record of a build, which may still be
+// under way.
+func (t *tenant) recorded(ctx context.Context, ref string) bool {
+	found := &finder{ctx: ctx}
+	err := t.control.ListenBuildHistory(&controlapi.BuildHistoryRequest{Ref: ref, EarlyExit: true}, found)
+	return err == nil && found.any
 }
 
-// SendHeader implements grpc.ServerStream.
-func (s *onceHeaded) SendHeader(md metadata.MD) error {
-	if s.sent {
-		return nil
+// A finder is a stream that takes note of what is sent.
+type finder struct {
+	controlapi.Control_ListenBuildHistoryServer
+	ctx context.Context
+	any bool
+}
+
+// Context and the rest implement the stream.
+func (f *finder) Context() context.Context { return f.ctx }
+
+// SendHeader sends nothing.
+func (*finder) SendHeader(metadata.MD) error { return nil }
+
+// Send takes note.
+func (f *finder) Send(*controlapi.BuildHistoryEvent) error {
+	f.any = true
+	return nil
+}
+
+// follow tells how a build goes, also one that waits for its preflight.
+func (a *API) follow(s *solve, stream controlapi.Control_StatusServer) error {
+	ctx := stream.Context()
+	if err := a.opts.Allow(ctx, Look, s.app); err != nil {
+		return err
 	}
-	s.sent = true
-	return s.Control_StatusServer.SendHeader(md)
+	if err := s.underWay(ctx); err != nil {
+		return nil //nolint:nilerr // the build's own call says why
+	}
+	return s.tenant.control.Status(&controlapi.StatusRequest{Ref: s.req.Ref}, stream)
 }

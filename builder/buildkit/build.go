@@ -103,8 +103,8 @@ type build struct {
 	making map[digest.Digest]chan struct{}  // by vertex, closed when its layer is made
 	ledger chainLedger
 	image  *builder.Image
-	causes []*failure.Error  // of errors that BuildKit makes texts of
 	named  map[string]func() // sessions that were asked for, to be given up
+	causes []*failure.Error  // of errors that BuildKit makes texts of
 }
 
 // fail ends the build for a reason of its own, such as the limit.

@@ -42,21 +42,33 @@ func (e *imageExporter) Resolve(ctx context.Context, id int, attrs map[string]st
 	if x.build = e.tenant.builds.get(attrs[attrBuild]); x.build == nil {
 		return nil, errors.New("an output of type image belongs to a build's request")
 	}
-	if x.spec, err = newImageSpec(x.attrs); err != nil {
+	if x.spec, x.opts, err = loadImage(ctx, x.attrs); err != nil {
 		return nil, err
-	}
-	x.opts.ForceInlineAttestations = true
-	rest, err := x.opts.Load(ctx, x.attrs)
-	if err != nil {
-		return nil, invalidAttr(err)
-	}
-	for k := range rest {
-		if !x.spec.own(k) {
-			return nil, failure.Userf(failure.InvalidArgument, "leave it out", "an output of type image has no option %q", k)
-		}
 	}
 	x.opts.RefCfg.Compression = x.build.config().Compression
 	return x, nil
+}
+
+// loadImage reads all attributes of an export of an image.
+func loadImage(ctx context.Context, attrs map[string]string) (*imageSpec, containerimage.ImageCommitOpts, error) {
+	opts := containerimage.ImageCommitOpts{ForceInlineAttestations: true}
+	spec, err := newImageSpec(attrs)
+	if err != nil {
+		return nil, opts, err
+	}
+	if _, err := spec.compressed(); err != nil {
+		return nil, opts, err
+	}
+	rest, err := opts.Load(ctx, attrs)
+	if err != nil {
+		return nil, opts, invalidAttr(err)
+	}
+	for k := range rest {
+		if !spec.own(k) {
+			return nil, opts, failure.Userf(failure.InvalidArgument, "leave it out", "an output of type image has no option %q", k)
+		}
+	}
+	return spec, opts, nil
 }
 
 func invalidAttr(err error) error {

@@ -36,7 +36,6 @@ func (b *build) explain(err error) error {
 	}
 	line := cmp.Or(lineOf(err), b.lineOfVertex(err))
 	if known := b.foreseen(err); known != nil {
-		known.Line, known.Err = line, err
 		return known
 	}
 	if exit, ok := errors.AsType[*gateway.ExitError](err); ok && exit.ExitCode != gateway.UnknownExitStatus {
@@ -64,6 +63,7 @@ func (b *build) foreseen(err error) *failure.Error {
 	for _, e := range b.causes {
 		if strings.Contains(err.Error(), e.Message) {
 			known := *e
+			known.Line, known.Err = cmp.Or(lineOf(err), b.lineOfVertex(err)), err
 			return &known
 		}
 	}
@@ -114,6 +114,12 @@ const (
 
 // kinds are in the order in which they are tried.
 var kinds = []kind{
+	// What a client says of its files that cannot be.
+	textual(`escape check |changes out of order|absolute path /|invalid link |invalid file request `, failure.ContextInvalid, failure.User, "the client sent what is no tree of files; update it"),
+	textual(`CDI device`, failure.PermissionDenied, failure.User, "leave the device out; steps see none of the daemon's"),
+	textual(`not supported on this daemon|a proxied network is not supported`, failure.NotSupported, failure.User, ""),
+	textual(`invalid frontend: `, failure.InvalidArgument, failure.User, "use dockerfile.v0, or gateway.v0 with an image"),
+	textual(`no active session`, failure.ClientLost, failure.User, "the client that had the files is gone"),
 	textual(`dockerfile parse error|unknown instruction`, failure.DockerfileInvalid, failure.User, hintReference),
 	textual(`target stage .* could not be found`, failure.DockerfileInvalid, failure.User, "name one of the Dockerfile's stages"),
 	textual(`failed to (calculate checksum|compute cache key)`, failure.FileNotFound, failure.User, hintPath),

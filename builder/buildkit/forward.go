@@ -188,7 +188,7 @@ func (a *API) throughBridge(ctx context.Context, method string, req proto.Messag
 		return route{err: a.status(ctx, err)}
 	}
 	ref := buildid.FromIncomingContext(ctx)
-	s := t.solves.wait(ctx, ref, registration)
+	s, _ := t.solves.wait(ctx, ref, registration)
 	if s == nil || s.caller.ID != c.ID {
 		return route{err: a.status(ctx, errdefs.NewUnknownJobError(ref))}
 	}

@@ -55,6 +55,8 @@ func checkRequest(req *controlapi.SolveRequest) error {
 		return failure.Userf(failure.InvalidArgument, "give each build a ref of its own", "a build needs a ref of at most %d characters", maxID)
 	case req.ProxyNetwork:
 		return failure.Userf(failure.NotSupported, "leave the option out; steps reach what the operator allows", "a proxied network is not supported here")
+	case len(req.Entitlements) > 0:
+		return failure.Userf(failure.PermissionDenied, "leave out --allow; the operator decides what steps may do", "the entitlement %s is not allowed here", req.Entitlements[0])
 	case len(req.Exporters) > maxExports:
 		return failure.Userf(failure.InvalidArgument, "name fewer", "%d outputs are too many, %d are allowed", len(req.Exporters), maxExports)
 	}
@@ -151,7 +153,8 @@ func newImageSpec(attrs map[string]string) (*imageSpec, error) {
 func (s *imageSpec) own(key string) bool {
 	switch exptypes.ImageExporterOptKey(key) {
 	case exptypes.OptKeyPush, exptypes.OptKeyPushByDigest, exptypes.OptKeyInsecure, exptypes.OptKeyDanglingEmptyOnly,
-		exptypes.OptKeyUnpack, exptypes.OptKeyStore, exptypes.OptKeyNameCanonical, exptypes.OptKeyDanglingPrefix:
+		exptypes.OptKeyUnpack, exptypes.OptKeyStore, exptypes.OptKeyNameCanonical, exptypes.OptKeyDanglingPrefix,
+		exptypes.OptKeyLayerCompression, exptypes.OptKeyCompressionLevel, exptypes.OptKeyForceCompression:
 		return true
 	}
 	return false

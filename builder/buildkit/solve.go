@@ -44,18 +44,27 @@ type solve struct {
 
 // Solve implements BuildKit's Control.
 func (a *API) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
-	resp, err := a.solve(ctx, req)
+	_, t, err := a.admit(ctx, Build, a.own(ctx))
+	if err != nil {
+		return nil, a.status(ctx, err)
+	}
+	resp, err := a.solve(ctx, t, req)
 	return resp, a.status(ctx, err)
 }
 
-func (a *API) solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
+func (a *API) solve(ctx context.Context, t *tenant, req *controlapi.SolveRequest) (_ *controlapi.SolveResponse, err error) {
+	s := &solve{api: a, tenant: t, req: req, ready: make(chan struct{}), made: make(chan *builder.Image, 1), built: make(chan struct{}), ended: make(chan struct{})}
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	defer s.cancel(nil)
+	defer func() {
+		if err != nil {
+			t.solves.refuse(req.Ref)
+		}
+	}()
 	normalize(req)
 	if err := checkRequest(req); err != nil {
 		return nil, err
 	}
-	s := &solve{api: a, req: req, ready: make(chan struct{}), made: make(chan *builder.Image, 1), built: make(chan struct{}), ended: make(chan struct{})}
-	s.ctx, s.cancel = context.WithCancelCause(ctx)
-	defer s.cancel(nil)
 	start, err := s.start()
 	if err != nil {
 		return nil, err
@@ -67,15 +76,15 @@ func (a *API) solve(ctx context.Context, req *controlapi.SolveRequest) (*control
 		return nil, err
 	}
 	defer a.leave(s)
-	release, err := s.tenant.owners.take(req.Session, s.caller.ID, toBuild)
+	release, err := t.owners.take(req.Session, s.caller.ID, toBuild)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if err := s.tenant.solves.add(s); err != nil {
+	if err := t.solves.add(s); err != nil {
 		return nil, err
 	}
-	defer s.tenant.solves.remove(s)
+	defer t.solves.remove(s)
 	return s.run(start)
 }
 
@@ -86,7 +95,8 @@ func (s *solve) start() (*slipwayv1.Start, error) {
 		if e.Type != client.ExporterImage {
 			continue
 		}
-		spec, err := newImageSpec(e.Attrs)
+		delete(e.Attrs, attrBuild)
+		spec, _, err := loadImage(s.ctx, e.Attrs)
 		if err != nil {
 			return nil, err
 		}
@@ -114,7 +124,7 @@ func (s *solve) start() (*slipwayv1.Start, error) {
 
 // admit finds the build's app, and whether the caller may build it and push it
 // to where it is to go.
-func (s *solve) admit(start *slipwayv1.Start) (err error) {
+func (s *solve) admit(start *slipwayv1.Start) error {
 	c := s.api.opts.Caller(s.ctx)
 	var repositories []string
 	for _, name := range start.Targets {
@@ -133,7 +143,8 @@ func (s *solve) admit(start *slipwayv1.Start) (err error) {
 		s.app = noApp
 	}
 	start.App = s.app
-	if s.caller, s.tenant, err = s.api.admit(s.ctx, Build, s.app); err != nil {
+	s.caller = c
+	if err := s.api.opts.Allow(s.ctx, Build, s.app); err != nil {
 		return err
 	}
 	for _, r := range repositories {
@@ -181,12 +192,15 @@ func (s *solve) failure() error {
 }
 
 // because is the reason that the build ended for, if BuildKit's error only says
-// that it did.
+// that it did, or all that is known of it.
 func (s *solve) because(err error) error {
 	for _, ctx := range []context.Context{s.build.ctx, s.ctx} {
 		if cause := context.Cause(ctx); cause != nil && failure.As(cause).Code != failure.Internal && !errors.Is(cause, context.Canceled) {
 			return cause
 		}
+	}
+	if known := s.build.foreseen(err); known != nil {
+		return known
 	}
 	return err
 }

@@ -14,10 +14,39 @@ import (
 type solves struct {
 	mu    sync.Mutex
 	all   map[string]*solve
-	added chan struct{} // closed when there is one more
+	never map[string]bool // refs of builds that BuildKit will not hear of
+	news  chan struct{}   // closed when there is one more of either
 }
 
-func newSolves() *solves { return &solves{all: map[string]*solve{}, added: make(chan struct{})} }
+func newSolves() *solves {
+	return &solves{all: map[string]*solve{}, never: map[string]bool{}, news: make(chan struct{})}
+}
+
+// tell wakes who waits. The caller holds the lock.
+func (x *solves) tell() {
+	close(x.news)
+	x.news = make(chan struct{})
+}
+
+// refusal is how long it is known that a build is over that BuildKit has no
+// record of: clients ask for it while they ask to build it.
+const refusal = 10 * time.Second
+
+// refuse notes that there will be no build with a ref any more.
+func (x *solves) refuse(ref string) {
+	if len(ref) > maxID {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.never[ref] = true
+	x.tell()
+	time.AfterFunc(refusal, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		delete(x.never, ref)
+	})
+}
 
 func (x *solves) add(s *solve) error {
 	x.mu.Lock()
@@ -26,8 +55,8 @@ func (x *solves) add(s *solve) error {
 		return status.Errorf(codes.AlreadyExists, "a build %s is under way: give each a ref of its own", s.req.Ref)
 	}
 	x.all[s.req.Ref] = s
-	close(x.added)
-	x.added = make(chan struct{})
+	delete(x.never, s.req.Ref)
+	x.tell()
 	return nil
 }
 
@@ -44,23 +73,24 @@ func (x *solves) get(ref string) *solve {
 	return x.all[ref]
 }
 
-// wait is get, with patience for a build that is about to come.
-func (x *solves) wait(ctx context.Context, ref string, patience time.Duration) *solve {
+// wait is get, with patience for a build that is about to come. It says whether
+// the build was refused.
+func (x *solves) wait(ctx context.Context, ref string, patience time.Duration) (s *solve, refused bool) {
 	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
 	for {
 		x.mu.Lock()
-		s, added := x.all[ref], x.added
+		s, never, news := x.all[ref], x.never[ref], x.news
 		x.mu.Unlock()
-		if s != nil {
-			return s
+		if s != nil || never {
+			return s, never
 		}
 		select {
-		case <-added:
+		case <-news:
 		case <-timeout.C:
-			return nil
+			return nil, false
 		case <-ctx.Done():
-			return nil
+			return nil, false
 		}
 	}
 }

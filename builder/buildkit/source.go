@@ -33,6 +33,7 @@ import (
 	"github.com/slipwayhq/slipway/buildctx"
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/rootfs"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // Names by which a Dockerfile's frontend asks for its files.
@@ -338,9 +339,6 @@ func (e *selected) properties() [sha256.Size]byte {
 // write makes a file system of a selection. The contents that the cache lacks
 // are asked for first.
 func (v *view) write(ctx context.Context, name string, s *selection) (_ cache.ImmutableRef, err error) {
-	if err := v.need(s); err != nil {
-		return nil, err
-	}
 	records := v.build.tenant.worker.Worker.CacheManager()
 	ref, err := records.New(ctx, nil, nil, cache.WithRecordType(client.UsageRecordTypeLocalSource), cache.WithDescription("context of "+v.build.app))
 	if err != nil {
@@ -365,17 +363,59 @@ func (v *view) write(ctx context.Context, name string, s *selection) (_ cache.Im
 	return done, nil
 }
 
-func (v *view) need(s *selection) error {
-	var group []int
-	for _, e := range s.entries {
-		if e.index >= 0 && e.Type == buildctx.TypeFile {
-			group = append(group, e.index)
+// part is how much of a selection is asked for at a time: what has come is
+// written while the next comes.
+const part = 64 << 20
+
+// parts splits a selection, in its order.
+func (s *selection) parts() [][]selected {
+	var out [][]selected
+	var size int64
+	begin := 0
+	for i, e := range s.entries {
+		if size += e.Size + 4096; size >= part {
+			out = append(out, s.entries[begin:i+1])
+			begin, size = i+1, 0
 		}
 	}
-	if len(group) == 0 {
-		return nil
+	return append(out, s.entries[begin:])
+}
+
+// arrive asks for all parts of a selection, and returns what waits for one.
+func (v *view) arrive(ctx context.Context, parts [][]selected) (wait func(i int) error, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	groups := make([][]int, len(parts))
+	for i, p := range parts {
+		groups[i] = files(p)
 	}
-	return v.build.job.Session.Need(v.build.ctx, group)
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		if err := rescue.Run(func() error { return v.build.job.Session.Need(ctx, groups...) }); err != nil {
+			cancel(err)
+		}
+	})
+	wait = func(i int) error {
+		if len(groups[i]) == 0 {
+			return nil
+		}
+		err := v.build.job.Session.Need(ctx, groups[i])
+		if cause := context.Cause(ctx); err != nil && cause != nil {
+			return cause
+		}
+		return err
+	}
+	return wait, func() { cancel(nil); asking.Wait() }
+}
+
+// files are the indices of those entries that have contents to come.
+func files(entries []selected) []int {
+	var out []int
+	for _, e := range entries {
+		if e.index >= 0 && e.Type == buildctx.TypeFile {
+			out = append(out, e.index)
+		}
+	}
+	return out
 }
 
 func (v *view) fill(ctx context.Context, ref cache.MutableRef, s *selection) (err error) {
@@ -397,18 +437,31 @@ func (v *view) fill(ctx context.Context, ref cache.MutableRef, s *selection) (er
 	if err != nil {
 		return err
 	}
-	for _, e := range s.entries {
-		if err = v.writeEntry(upper, e); err != nil {
-			break
-		}
-		if err = sums.HandleChange(fsutil.ChangeKindAdd, e.Path, &known{Stat: e.stat(), properties: e.properties()}, nil); err != nil {
-			break
-		}
-	}
+	err = v.writeParts(upper, sums, s.parts())
 	if err = errors.Join(err, upper.Close()); err != nil {
 		return err
 	}
 	return contenthash.SetCacheContext(ctx, ref, sums)
+}
+
+// writeParts writes entries as their contents come.
+func (v *view) writeParts(upper *rootfs.Upper, sums contenthash.CacheContext, parts [][]selected) error {
+	wait, stop := v.arrive(v.build.ctx, parts)
+	defer stop()
+	for i, p := range parts {
+		if err := wait(i); err != nil {
+			return err
+		}
+		for _, e := range p {
+			if err := v.writeEntry(upper, e); err != nil {
+				return err
+			}
+			if err := sums.HandleChange(fsutil.ChangeKindAdd, e.Path, &known{Stat: e.stat(), properties: e.properties()}, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (v *view) writeEntry(upper *rootfs.Upper, e selected) error {

@@ -2,8 +2,11 @@ package main_test
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -221,7 +224,8 @@ func TestBuildctl(t *testing.T) {
 	d, _ := startWithBusybox(t)
 	c := d.stock()
 	dir := stages().write(t)
-	r := c.build(dir, "--output", "type=image,push=true,name="+d.http+"/kit:1")
+	push := "type=image,push=true,name=" + d.http + "/kit:1"
+	r := c.build(dir, "--output", push)
 	r.ok(t)
 	root := c.image(t, "kit:1", r)
 	for path, want := range map[string]string{"greeting": "hello\n", "all": "A\nB\n", "last": "last\n"} {
@@ -229,7 +233,171 @@ func TestBuildctl(t *testing.T) {
 			t.Errorf("%s is %q, want %q", path, got, want)
 		}
 	}
-	t.Log(r.text, r.out)
+	again := c.build(dir, "--output", push)
+	if again.ok(t).digest(t) != r.digest(t) || !strings.Contains(again.text, "CACHED") {
+		t.Errorf("unchanged: %s\n%s", again.out, again.text)
+	}
+
+	// Several names, one of them in another repository.
+	both := c.build(dir, "--output", fmt.Sprintf("type=image,push=true,\"name=%[1]s/kit:2,%[1]s/other:1\"", d.http))
+	both.ok(t)
+	for _, name := range []string{"kit:2", "other:1"} {
+		c.image(t, name, both)
+	}
+	t.Run("secret", func(t *testing.T) {
+		secret := filepath.Join(c.home, "secret")
+		writeFile(t, c.home, "secret", "hush")
+		files := dockerfile("FROM busybox", "RUN --mount=type=secret,id=key wc -c < /run/secrets/key > /size", "RUN --mount=type=secret,id=key,env=KEY echo ${#KEY} >> /size")
+		r := c.build(files.write(t), "--secret", "id=key,src="+secret, "--output", "type=image,push=true,name="+d.http+"/secret:1")
+		if got := fileOf(t, c.image(t, "secret:1", r.ok(t)), "size"); got != "4\n4\n" {
+			t.Errorf("sizes %q", got)
+		}
+		c.build(files.and("x", "y").write(t), "--no-cache").refused(t, "exit code: 1")
+		c.build(dockerfile("FROM busybox", "RUN --mount=type=secret,id=key,required=true true").write(t)).refused(t, "secret key: not found", "InvalidArgument")
+	})
+	t.Run("ssh", func(t *testing.T) {
+		key := filepath.Join(c.home, "key")
+		command(t, needCommand(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", key)
+		files := dockerfile("FROM busybox", "RUN --mount=type=ssh test -S $SSH_AUTH_SOCK", "RUN --mount=type=ssh,required=true true").write(t)
+		c.build(files, "--ssh", "default="+key).ok(t)
+		c.build(files, "--no-cache").refused(t, "exit code: 1")
+	})
+	t.Run("network", func(t *testing.T) {
+		out := filepath.Join(c.home, "none")
+		files := dockerfile("FROM busybox AS b", "RUN --network=none ls /sys/class/net > /net", "FROM scratch", "COPY --from=b /net /")
+		c.build(files.write(t), "--output", "type=local,dest="+out).ok(t)
+		if got := fileOf(t, out, "net"); got != "lo\n" {
+			t.Errorf("interfaces %q", got)
+		}
+		files = dockerfile("FROM busybox", "RUN --network=host true")
+		c.build(files.write(t)).refused(t, "network.host is not allowed", "PermissionDenied")
+		c.build(files.write(t), "--allow", "network.host").refused(t, "the entitlement network.host is not allowed", "PermissionDenied")
+		c.build(dockerfile("FROM busybox", "RUN --security=insecure true").write(t)).refused(t, "security.insecure is not allowed")
+	})
+	t.Run("cache mount", func(t *testing.T) {
+		step := func(app string) string {
+			files := dockerfile("FROM busybox", "RUN --mount=type=cache,target=/c echo "+app+" >> /c/log && cat /c/log > /seen")
+			name := app + ":" + strings.ToLower(rand.Text())
+			r := c.build(files.write(t), "--no-cache", "--output", "type=image,push=true,name="+d.http+"/"+name)
+			return fileOf(t, c.image(t, name, r.ok(t)), "seen")
+		}
+		if got := step("one"); got != "one\n" {
+			t.Errorf("first %q", got)
+		}
+		if got := step("one"); got != "one\none\n" {
+			t.Errorf("second %q", got)
+		}
+		if got := step("two"); got != "two\n" {
+			t.Errorf("another app saw %q", got)
+		}
+	})
+	t.Run("outputs", func(t *testing.T) {
+		files := dockerfile("FROM busybox AS b", "RUN echo made > /made", "FROM scratch", "COPY --from=b /made /").write(t)
+		for typ, dest := range map[string]string{"tar": "out.tar", "oci": "oci.tar", "docker": "docker.tar"} {
+			file := filepath.Join(c.home, dest)
+			c.build(files, "--output", "type="+typ+",dest="+file+",name=made:1").ok(t)
+			raw, err := exec.Command("tar", "-tf", file).CombinedOutput()
+			if list := string(raw); err != nil || typ == "tar" && list != "made\n" || typ != "tar" && !strings.Contains(list, "index.json") || typ == "docker" && !strings.Contains(list, "manifest.json") {
+				t.Errorf("%s holds %s", typ, list)
+			}
+		}
+		c.build(files, "--output", "type=moby").refused(t, "use one of image, local, tar, oci, docker")
+	})
+	t.Run("cache", func(t *testing.T) {
+		if got := c.buildctl("debug", "workers").ok(t); !strings.Contains(got.out, "linux/amd64") {
+			t.Errorf("workers: %s", got.out)
+		}
+		if got := c.buildctl("du").ok(t); !strings.Contains(got.out, "Total:") {
+			t.Errorf("du: %s", got.out)
+		}
+		poll(t, 5*time.Second, "nothing to be in use", func() bool {
+			c.buildctl("prune", "--all").ok(t)
+			return strings.Contains(c.buildctl("du").ok(t).out, "Total:\t\t0B")
+		})
+		c.build(dir, "--output", push).ok(t)
+	})
+	t.Run("failures", func(t *testing.T) {
+		c.build(dockerfile("FROM busybox", "RUN exit 7").write(t)).refused(t, "exit code: 7", "Dockerfile:2")
+		c.build(dockerfile("FROM busybox", "COPY absent /").write(t)).refused(t, `"/absent": not found`)
+		c.build(dockerfile("# syntax=127.0.0.1:1/no/frontend:1", "FROM scratch").write(t)).refused(t, "127.0.0.1:1", "Unavailable")
+	})
+	if n := d.metric(`slipway_builds_total{pipeline="buildkit",status="succeeded"}`); n < 10 {
+		t.Errorf("%v builds were counted", n)
+	}
+	if n := d.metric("slipway_builds_running"); n != 0 {
+		t.Errorf("%v builds run", n)
+	}
+}
+
+// Clients at the same time share steps, and one that goes does not take the
+// others with it.
+func TestStockClientsTogether(t *testing.T) {
+	t.Parallel()
+	d, _ := startWithBusybox(t)
+	c := d.stock()
+	dir := dockerfile("FROM busybox", "RUN sleep 1; head -c 20 /dev/urandom | od > /random", "RUN echo done > /done").write(t)
+	runs := make([]*stockRun, 2)
+	var wg sync.WaitGroup
+	for i := range runs {
+		wg.Go(func() {
+			runs[i] = c.build(dir, "--output", fmt.Sprintf("type=image,push=true,name=%s/app%d:1", d.http, i))
+		})
+	}
+	wg.Wait()
+	var seen []string
+	for i, r := range runs {
+		seen = append(seen, fileOf(t, c.image(t, fmt.Sprintf("app%d:1", i), r.ok(t)), "random"))
+	}
+	if seen[0] != seen[1] {
+		t.Error("the step ran twice")
+	}
+
+	slow := dockerfile("FROM busybox", "RUN echo begun > /x; sleep 60").write(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan *stockRun, 1)
+	go func() {
+		ended <- c.runIn(ctx, "buildctl", "--addr", c.addr, "build", "--frontend", "dockerfile.v0", "--local", "context="+slow, "--local", "dockerfile="+slow)
+	}()
+	poll(t, 20*time.Second, "the step to run", func() bool { return len(d.containers()) > 0 })
+	cancel()
+	if r := <-ended; r.err == nil {
+		t.Errorf("cancelled, and yet %s", r.text)
+	}
+	poll(t, 10*time.Second, "the step to end", func() bool {
+		return len(d.containers()) == 0 && d.metric("slipway_builds_running") == 0 && d.metric(`slipway_builds_total{pipeline="buildkit",status="cancelled"}`) == 1
+	})
+	c.build(dir, "--output", "type=image,push=true,name="+d.http+"/app0:2").ok(t)
+}
+
+// The limit and the registry's word bind stock clients, too.
+func TestStockClientsAreBound(t *testing.T) {
+	t.Parallel()
+	d, _ := startWithBusybox(t, "--max-rootfs", "50MB")
+	c := d.stock()
+	name := "type=image,push=true,name=" + d.http + "/big:1"
+	c.build(dockerfile("FROM busybox", "RUN echo fine > /f", "RUN dd if=/dev/zero of=/endless bs=65536").write(t), "--output", name).
+		refused(t, "ResourceExhausted", "unpacked root file system reached", "/endless", "line 3")
+	c.build(dockerfile("FROM busybox", "COPY big /").and("big", strings.Repeat("x", 60*megabyte)).write(t), "--output", name).
+		refused(t, "ResourceExhausted", "unpacked root file system reached", "/big")
+	if d.exists(d.http + "/big:1") {
+		t.Error("an image over the limit was pushed")
+	}
+	// Who may not push is told before anything is built.
+	f := startForeign(t, false)
+	r := c.build(dockerfile("FROM busybox", "RUN echo built").write(t), "--output", "type=image,push=true,name="+f.host+"/a/b:1")
+	if r.refused(t, "PermissionDenied", "log in"); strings.Contains(r.text, "RUN echo") {
+		t.Errorf("it was built first: %s", r.text)
+	}
+	dir := filepath.Join(c.home, ".docker")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	auth := base64.StdEncoding.EncodeToString([]byte(foreignUser + ":" + foreignPassword))
+	writeFile(t, dir, "config.json", fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, f.host, auth))
+	c.build(dockerfile("FROM busybox", "RUN echo built").write(t), "--output", "type=image,push=true,name="+f.host+"/a/b:1").ok(t)
+	if len(f.puts) == 0 {
+		t.Error("nothing was pushed")
+	}
 }
 
 // A repository is a build's context, and another one is a context with a name;
@@ -270,6 +438,7 @@ func TestBuildctlGit(t *testing.T) {
 	if again := build(secret...).ok(t); again.digest(t) != first.digest(t) {
 		t.Errorf("again, the image is another one\n%s", again.text)
 	}
+	build(append(secret, "--opt", "context:more="+other.URL+"#gone")...).refused(t, other.URL+"#gone", "name a branch")
 	repo.Commit(map[string]string{"docker/f": "two"})
 	if got := fileOf(t, c.image(t, "kit:git", build(secret...).ok(t)), "f"); got != "two" {
 		t.Errorf("the branch moved: %q", got)
