@@ -66,15 +66,8 @@ func (x *solves) remove(s *solve) {
 	delete(x.all, s.req.Ref)
 }
 
-// get returns the build with a ref, nil if there is none.
-func (x *solves) get(ref string) *solve {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.all[ref]
-}
-
-// wait is get, with patience for a build that is about to come. It says whether
-// the build was refused.
+// wait returns the build with a ref, with patience for one that is about to
+// come; nil if there is none. It says whether the build was refused.
 func (x *solves) wait(ctx context.Context, ref string, patience time.Duration) (s *solve, refused bool) {
 	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
