@@ -36,7 +36,6 @@ func (b *build) explain(err error) error {
 	}
 	line := cmp.Or(lineOf(err), b.lineOfVertex(err))
 	if known := b.foreseen(err); known != nil {
-		known.Line, known.Err = line, err
 		return known
 	}
 	if exit, ok := errors.AsType[*gateway.ExitError](err); ok && exit.ExitCode != gateway.UnknownExitStatus {
@@ -64,6 +63,7 @@ func (b *build) foreseen(err error) *failure.Error {
 	for _, e := range b.causes {
 		if strings.Contains(err.Error(), e.Message) {
 			known := *e
+			known.Line, known.Err = cmp.Or(lineOf(err), b.lineOfVertex(err)), err
 			return &known
 		}
 	}

@@ -192,7 +192,7 @@ func (s *solve) failure() error {
 }
 
 // because is the reason that the build ended for, if BuildKit's error only says
-// that it did.
+// that it did, or all that is known of it.
 func (s *solve) because(err error) error {
 	for _, ctx := range []context.Context{s.build.ctx, s.ctx} {
 		if cause := context.Cause(ctx); cause != nil && failure.As(cause).Code != failure.Internal && !errors.Is(cause, context.Canceled) {

@@ -330,7 +330,7 @@ func TestBuildKitCacheElsewhere(t *testing.T) {
 	c.login(f.host, foreignUser, foreignPassword)
 	dir := dockerfile("FROM busybox", "RUN date +%N > /when", "RUN echo end > /end").write(t)
 	first := c.deploy("lend", dir, "--buildkit", "--cache-to", "type=registry,ref="+f.host+"/lend/cache:v1,mode=max")
-	c.slipway("cache", "prune", "--all", "--yes")
+	c.slipway("cache", "prune", "--all")
 	other, oc := startWithBusybox(t, "--insecure-registry", f.host)
 	oc.login(f.host, foreignUser, foreignPassword)
 	again := oc.deploy("lend", dir, "--buildkit", "--cache-from", f.host+"/lend/cache:v1")
@@ -415,4 +415,76 @@ func TestBuildKitGitSecret(t *testing.T) {
 	done := c.deploy("closed", dir, "--buildkit", "--build-secret", "GIT_AUTH_TOKEN="+token, "--provenance=max")
 	d.hidden(c, done.BuildID, token)
 	d.hidden(c, done.BuildID, strings.TrimPrefix(header, "Basic "))
+}
+
+// An image for several platforms is an index of one for each.
+func TestBuildKitPlatforms(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	dir := dockerfile("FROM scratch", "ARG TARGETARCH", "COPY bin-$TARGETARCH /bin/program").and("bin-amd64", "amd").and("bin-arm64", "arm").write(t)
+	r := c.deploy("many", dir, "--buildkit", "--platform", "linux/amd64,linux/arm64")
+	index, err := remote.Index(d.reference(strings.TrimPrefix(r.Image, d.http+"/")), d.auth())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := index.IndexManifest()
+	if err != nil || len(m.Manifests) != 2 {
+		t.Fatalf("%d manifests, %v", len(m.Manifests), err)
+	}
+	for _, desc := range m.Manifests {
+		image, err := index.Image(desc.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := strings.TrimSuffix(desc.Platform.Architecture, "64")
+		if got := stat(t, unpack(t, image), "bin/program"); got != want {
+			t.Errorf("the program for %s is %q", desc.Platform, got)
+		}
+	}
+	// The classic pipeline has one platform, and says who has more.
+	refused := c.deployFails(exitUser, "not_supported", "many", dir, "--platform", "linux/amd64,linux/arm64")
+	if !strings.Contains(refused.Error.Hint, "--buildkit") {
+		t.Errorf("hint %q", refused.Error.Hint)
+	}
+}
+
+// What one pipeline has of a base image, the other does not pull.
+func TestBuildKitSharesBases(t *testing.T) {
+	t.Parallel()
+	_, c := startWithBusybox(t)
+	dir := dockerfile("FROM busybox", "RUN echo shared > /f").write(t)
+	for i, args := range [][]string{{"--buildkit"}, nil} {
+		app := fmt.Sprint("base", i)
+		first := c.deploy(app, dir, args...)
+		if !slices.ContainsFunc(first.events(), func(e event) bool { return e.Type == "pull" }) {
+			t.Errorf("%v tells of no pull", args)
+		}
+		other := []string{"--buildkit"}
+		if i == 0 {
+			other = nil
+		}
+		r := c.deploy(app, dir, other...)
+		for _, e := range r.events() {
+			if e.Type == "pull" {
+				t.Errorf("%v after %v pulls the base image", other, args)
+				break
+			}
+		}
+		if r := c.slipway("cache", "prune", "--all"); r.code() != exitDone {
+			t.Fatal(r.text())
+		}
+	}
+	var usage struct {
+		Kinds []struct {
+			Kind  string `json:"kind"`
+			Bytes int64  `json:"bytes"`
+			Count int64  `json:"count"`
+		} `json:"kinds"`
+	}
+	c.slipway("cache", "usage", "--json").value(&usage)
+	for _, k := range usage.Kinds {
+		if k.Kind == "buildkit" && k.Count > 0 {
+			t.Errorf("after a prune of all, BuildKit keeps %d records of %d bytes", k.Count, k.Bytes)
+		}
+	}
 }

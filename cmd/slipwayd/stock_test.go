@@ -459,6 +459,7 @@ func TestBuildctlGit(t *testing.T) {
 	if again := build(secret...).ok(t); again.digest(t) != first.digest(t) {
 		t.Errorf("again, the image is another one\n%s", again.text)
 	}
+	build(append(secret, "--opt", "context:more="+other.URL+"#gone")...).refused(t, other.URL+"#gone", "name a branch")
 	repo.Commit(map[string]string{"docker/f": "two"})
 	if got := fileOf(t, c.image(t, "kit:git", build(secret...).ok(t)), "f"); got != "two" {
 		t.Errorf("the branch moved: %q", got)
