@@ -16,7 +16,10 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -102,7 +105,7 @@ func code(c string) (codes.Code, bool) {
 }
 
 func (h *house) serve() {
-	g := grpc.NewServer()
+	g := grpc.NewServer(grpc.MaxRecvMsgSize(16 << 20))
 	h.api.Register(g)
 	h.pipe = bufconn.Listen(1 << 20)
 	var serving sync.WaitGroup
@@ -440,4 +443,55 @@ func TestAPIRefuses(t *testing.T) {
 	if h.puts != 1 {
 		t.Errorf("%d manifests were pushed", h.puts)
 	}
+}
+
+// A definition may be large, but neither endless nor the daemon's end.
+func TestAPIOversized(t *testing.T) {
+	h := openHouse(t, -1)
+	c := h.client("acme//one")
+	solve := func(def *pb.Definition) error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := c.ControlClient().Solve(ctx, &controlapi.SolveRequest{Ref: identity.NewID(), Definition: def})
+		return err
+	}
+	is(t, "a large definition", solve(&pb.Definition{Def: [][]byte{make([]byte, 20<<20)}}), codes.ResourceExhausted, "larger than max")
+	deep := &pb.Definition{}
+	var below *pb.Input
+	add := func(op *pb.Op) {
+		if below != nil {
+			op.Inputs = []*pb.Input{below}
+		}
+		raw, err := op.MarshalVT()
+		fatal(t, err)
+		deep.Def = append(deep.Def, raw)
+		below = &pb.Input{Digest: digest.FromBytes(raw).String()}
+	}
+	add(&pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://elsewhere.test/base:1"}}})
+	for range 900 {
+		add(&pb.Op{Op: &pb.Op_Exec{Exec: &pb.ExecOp{Meta: &pb.Meta{Args: []string{"/true"}, Cwd: "/"}, Mounts: []*pb.Mount{{Dest: "/"}}}}})
+	}
+	end := len(deep.Def)
+	add(&pb.Op{})
+	is(t, "a deep definition", solve(deep), codes.Unavailable, "no way to elsewhere.test")
+	deep.Def, below = deep.Def[:end], &pb.Input{Digest: digest.FromBytes(deep.Def[end-1]).String()}
+	for range 150_000 {
+		add(&pb.Op{})
+	}
+	is(t, "one too deep", solve(deep), codes.InvalidArgument, "are too many, 1000 are allowed")
+	for name, raw := range map[string][]byte{"rubbish": []byte("\xff\xff\xff"), "no operation": {}, "a lone input": mustMarshal(t, &pb.Op{Inputs: []*pb.Input{{Digest: "sha256:none"}}})} {
+		if err := solve(&pb.Definition{Def: [][]byte{raw}}); err == nil {
+			t.Errorf("%s was built", name)
+		}
+	}
+	if _, err := c.Solve(t.Context(), file(t, "/a", "b"), pushed(ownHost+"/shop:1"), nil); err != nil {
+		t.Errorf("another build: %v", err)
+	}
+}
+
+func mustMarshal(t *testing.T, op *pb.Op) []byte {
+	t.Helper()
+	raw, err := op.MarshalVT()
+	fatal(t, err)
+	return raw
 }

@@ -223,7 +223,7 @@ func (b *build) admit(req proto.Message) error {
 		if err := checkImports(append(types, frontendImports(req.FrontendOpt)...)); err != nil {
 			return err
 		}
-		b.mark(req.Definition)
+		return b.mark(req.Definition)
 	case *gateway.ResolveImageConfigRequest:
 		return b.mayAsk(req.SessionID)
 	case *gateway.ResolveSourceMetaRequest:

@@ -59,7 +59,9 @@ type markingBridge struct {
 }
 
 func (b *markingBridge) Solve(ctx context.Context, req frontend.SolveRequest, sid string) (*frontend.Result, error) {
-	b.build.mark(req.Definition)
+	if err := b.build.mark(req.Definition); err != nil {
+		return nil, err
+	}
 	return b.FrontendLLBBridge.Solve(ctx, req, sid)
 }
 
@@ -94,13 +96,16 @@ func (b *vertexBridge) Solve(ctx context.Context, req frontend.SolveRequest, sid
 
 // mark marks the vertices of a definition for the build, and learns their
 // lines.
-func (b *build) mark(def *pb.Definition) {
+func (b *build) mark(def *pb.Definition) error {
 	if def == nil || len(def.Def) == 0 {
-		return
+		return nil
 	}
 	g, err := newGraph(def)
 	if err != nil {
-		return // the solver says so
+		return failure.Userf(failure.InvalidArgument, "update the client", "the definition cannot be read: %v", err)
+	}
+	if n := g.depth(); n > maxDepth {
+		return failure.Userf(failure.InvalidArgument, "do more in one step, or build in several", "%d steps that stand on one another are too many, %d are allowed", n, maxDepth)
 	}
 	layers, below := g.chain()
 	for d := range g.ops {
@@ -115,6 +120,34 @@ func (b *build) mark(def *pb.Definition) {
 	}
 	b.learn(def)
 	b.lines.stack(below, digestOf(g.end))
+	return nil
+}
+
+// maxDepth bounds how many steps stand on one another. The time that BuildKit's
+// scheduler takes grows with the third power of it.
+const maxDepth = 1000
+
+// depth is the length of the longest way through the graph.
+func (g *graph) depth() int {
+	known := make(map[digest.Digest]int, len(g.ops))
+	var of func(d digest.Digest) int
+	of = func(d digest.Digest) int {
+		op := g.ops[d]
+		if n, ok := known[d]; ok || op == nil {
+			return n
+		}
+		n := 0
+		for _, in := range op.Inputs {
+			n = max(n, of(digest.Digest(in.GetDigest())))
+		}
+		known[d] = n + 1
+		return n + 1
+	}
+	most := 0
+	for d := range g.ops {
+		most = max(most, of(d))
+	}
+	return most
 }
 
 // described returns the description of a vertex, to write to.

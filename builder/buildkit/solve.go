@@ -240,7 +240,9 @@ func (s *solve) Build(ctx context.Context) (*builder.Image, error) {
 	b := newBuild(ctx, s.tenant, s.job, s.req.Session)
 	b.owner, b.client = s.caller.ID, s
 	b.still = s.image == nil || s.image.rewrite
-	b.mark(s.req.Definition)
+	if err := b.mark(s.req.Definition); err != nil {
+		return nil, err
+	}
 	s.tenant.builds.add(b)
 	s.build = b
 	solving, stop := context.WithCancelCause(s.ctx)
