@@ -63,8 +63,8 @@ func (v *vertex) New(ctx context.Context, parent cache.ImmutableRef, g session.G
 	if err != nil {
 		return nil, err
 	}
-	v.worker.note(ctx, ref, v.app)
 	if ref.GetRecordType() == client.UsageRecordTypeCacheMount {
+		v.worker.note(ctx, ref, v.app) // others are noted when the step leaves them
 		return ref, nil
 	}
 	r := &vertexRef{MutableRef: ref, vertex: v, group: g, parent: parent}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -146,7 +147,7 @@ func TestExecWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newRunner(t, sandbox.Options{Network: sandbox.None, BuildCA: ca})
-	for _, tc := range []struct {
+	for i, tc := range []struct {
 		name string
 		set  func(*sandbox.Process)
 		ok   bool
@@ -157,18 +158,27 @@ func TestExecWaits(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := step(t, hold)
-			p.ID = "awaited"
+			p.ID = fmt.Sprint("awaited", i) // what the one before used is removed in its own time
 			tc.set(&p)
 			ctx, cancel := context.WithCancel(t.Context())
 			var running sync.WaitGroup
-			running.Go(func() { _, _ = r.Run(ctx, p) })
+			running.Go(func() {
+				_, err := r.Run(ctx, p)
+				// Nobody waits for a reader that has not come.
+				if late, openErr := os.OpenFile(ca, os.O_RDONLY|unix.O_NONBLOCK, 0); openErr == nil {
+					late.Close()
+				}
+				if err == nil {
+					t.Error("the process ended by itself")
+				}
+			})
 			making, err := os.OpenFile(ca, os.O_WRONLY, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
 			result := make(chan error, 1)
 			running.Go(func() {
-				_, err := r.Exec(ctx, command("awaited", "true"))
+				_, err := r.Exec(ctx, command(p.ID, "true"))
 				result <- err
 			})
 			if err := making.Close(); err != nil {
