@@ -46,7 +46,7 @@ type keeper struct {
 	root string
 	c    *layercache.Cache
 
-	released int // calls of ReleaseUnreferenced
+	released atomic.Int64 // calls of ReleaseUnreferenced
 	leave    func()
 	close    func()
 
@@ -102,7 +102,7 @@ func openWorker(t testing.TB, c *layercache.Cache, root string) *keeper {
 	fatal(t, err)
 	w := &keeper{Manager: cm, root: root, c: c}
 	w.Lodger = Lodger{Manager: cm, Metadata: md, ReleaseUnreferenced: func(context.Context) error {
-		w.released++
+		w.released.Add(1)
 		return nil
 	}}
 	w.leave = c.Lodge(w)
@@ -320,7 +320,7 @@ func TestEvict(t *testing.T) {
 	}
 	evict(0)
 	evict(0, "top", "base")
-	if w.released != 0 {
+	if w.released.Load() != 0 {
 		t.Error("the solver was told though nothing went")
 	}
 	evict(1, "base", "other")
@@ -330,8 +330,8 @@ func TestEvict(t *testing.T) {
 	recs = w.byName(t)
 	evict(3, "base", "kept", "top")
 	w.want(t)
-	if w.released != 2 {
-		t.Errorf("the solver was told %d times, want 2", w.released)
+	if w.released.Load() != 2 {
+		t.Errorf("the solver was told %d times, want 2", w.released.Load())
 	}
 	fatal(t, s.Collect(t.Context()))
 	wantEmpty(t, root)
