@@ -128,9 +128,12 @@ func (t *tenant) layer(ctx context.Context, d ocispec.Descriptor) (*layer.Layer,
 	return count(ctx, t.cache, d, diffID, t.engine.opts.MaxSize, r, func(io.Reader) error { return nil })
 }
 
-// weigh sums what the layers below a step take that have been counted; all
-// says that this is all of them.
-func (t *tenant) weigh(ctx context.Context, parent cache.ImmutableRef) (bytes int64, all bool) {
+// weigh charges the layers below a step that have been counted to a ledger; all
+// says that these are all of them. A step on nothing has an empty one.
+func (t *tenant) weigh(ctx context.Context, parent cache.ImmutableRef) (ledger *limits.Ledger, all bool) {
+	if parent == nil {
+		return limits.NewLedger(-1), true
+	}
 	chain := parent.LayerChain()
 	defer func() { _ = chain.Release(context.WithoutCancel(ctx)) }()
 	for n := len(chain); n > 0; n-- {
@@ -139,10 +142,10 @@ func (t *tenant) weigh(ctx context.Context, parent cache.ImmutableRef) (bytes in
 			return t.weighLayers(ctx, remotes[0].Descriptors), n == len(chain)
 		}
 	}
-	return 0, len(chain) == 0
+	return limits.NewLedger(-1), len(chain) == 0
 }
 
-func (t *tenant) weighLayers(ctx context.Context, layers []ocispec.Descriptor) int64 {
+func (t *tenant) weighLayers(ctx context.Context, layers []ocispec.Descriptor) *limits.Ledger {
 	ledger := limits.NewLedger(-1)
 	for _, d := range layers {
 		rec, err := t.cache.Layer(ctx, digest.Digest(d.Annotations[labels.LabelUncompressed]))
@@ -152,5 +155,5 @@ func (t *tenant) weighLayers(ctx context.Context, layers []ocispec.Descriptor) i
 		// What cannot be read is not known, as if it had never been counted.
 		_ = layer.Charge(ctx, t.cache, &layer.Layer{DiffID: rec.DiffID, Ledger: rec.Ledger}, ledger)
 	}
-	return ledger.Total()
+	return ledger
 }

@@ -9,13 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/moby/buildkit/util/entitlements"
-	"github.com/moby/sys/mountinfo"
 
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/builder/gitfetch"
@@ -77,30 +75,11 @@ func New(o Options) (*Engine, error) {
 	if err := os.MkdirAll(o.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("buildkit: %w", err)
 	}
-	if err := unmount(o.Root); err != nil {
+	// Processes of a daemon that was killed may have had file systems in common.
+	if err := mount.UnmountRecursive(o.Root, 0); err != nil {
 		return nil, fmt.Errorf("buildkit: unmount what an earlier daemon left: %w", err)
 	}
 	return &Engine{opts: o, log: o.Log, tenants: map[string]*opening{}}, nil
-}
-
-// unmount takes away what is mounted below a directory: what processes of a
-// daemon that was killed had in common.
-func unmount(root string) error {
-	root, err := filepath.EvalSymlinks(root) // as the kernel names it
-	if err != nil {
-		return err
-	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(root))
-	if err != nil {
-		return err
-	}
-	slices.Reverse(mounts) // the last one lies on top
-	for _, m := range mounts {
-		if err := mount.Unmount(m.Mountpoint, 0); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // tenant returns an org's BuildKit, which it opens if need be.

@@ -14,7 +14,6 @@ import (
 
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/snapshot"
 	"github.com/moby/buildkit/solver"
 
 	"github.com/slipwayhq/slipway/builder/failure"
@@ -39,10 +38,6 @@ func (i *gitInstance) write(ctx context.Context, job solver.JobContext, tree *gi
 			_ = ref.Release(context.WithoutCancel(ctx))
 		}
 	}()
-	builds := t.builds.of(groupOf(job))
-	for _, b := range builds {
-		t.worker.note(ctx, ref, b.app)
-	}
 	if err := fillFrom(ctx, ref, &checkout{root: top, time: tree.Time, keep: i.keeps()}); err != nil {
 		return nil, fmt.Errorf("write the files of %s: %w", i.name(), err)
 	}
@@ -50,7 +45,7 @@ func (i *gitInstance) write(ctx context.Context, job solver.JobContext, tree *gi
 	if err != nil {
 		return nil, err
 	}
-	for _, b := range builds {
+	for _, b := range t.builds.of(groupOf(job)) {
 		t.worker.note(ctx, done, b.app)
 	}
 	return done, nil
@@ -75,37 +70,21 @@ func (i *gitInstance) open(tree *gitfetch.Tree) (*os.Root, error) {
 }
 
 // fillFrom writes the files of a checkout to a ref.
-func fillFrom(ctx context.Context, ref cache.MutableRef, c *checkout) (err error) {
-	m, err := ref.Mount(ctx, false, nil)
-	if err != nil {
-		return err
-	}
-	mounter := snapshot.LocalMounter(m)
-	dir, err := mounter.Mount()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, mounter.Unmount()) }()
-	upper, err := rootfs.OpenUpper(dir)
-	if err != nil {
-		return err
-	}
-	err = iofs.WalkDir(c.root.FS(), ".", func(p string, e iofs.DirEntry, err error) error {
-		if err != nil || p == "." {
-			return err
-		}
-		if e.Name() == ".git" && !c.keep {
-			if e.IsDir() {
-				return iofs.SkipDir
+func fillFrom(ctx context.Context, ref cache.MutableRef, c *checkout) error {
+	return writeTo(ctx, ref, func(upper *rootfs.Upper) error {
+		return iofs.WalkDir(c.root.FS(), ".", func(p string, e iofs.DirEntry, err error) error {
+			if err != nil || p == "." {
+				return err
 			}
-			return nil
-		}
-		return errors.Join(c.entry(upper, p), context.Cause(ctx))
-	})
-	if err = errors.Join(err, upper.Close()); err != nil {
-		return err
-	}
-	return os.Chtimes(dir, c.time, c.time)
+			if e.Name() == ".git" && !c.keep {
+				if e.IsDir() {
+					return iofs.SkipDir
+				}
+				return nil
+			}
+			return errors.Join(c.entry(upper, p), context.Cause(ctx))
+		})
+	}, func(dir string) error { return os.Chtimes(dir, c.time, c.time) })
 }
 
 // A checkout is the files of a commit. Everything in it is root's and as old as

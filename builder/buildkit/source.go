@@ -349,9 +349,6 @@ func (v *view) write(ctx context.Context, name string, s *selection) (_ cache.Im
 			_ = ref.Release(context.WithoutCancel(ctx))
 		}
 	}()
-	if err := setApp(ref, v.build.app); err != nil {
-		return nil, err
-	}
 	if err := v.fill(ctx, ref, s); err != nil {
 		return nil, fmt.Errorf("write %s: %w", name, err)
 	}
@@ -418,7 +415,21 @@ func files(entries []selected) []int {
 	return out
 }
 
-func (v *view) fill(ctx context.Context, ref cache.MutableRef, s *selection) (err error) {
+func (v *view) fill(ctx context.Context, ref cache.MutableRef, s *selection) error {
+	sums, err := contenthash.GetCacheContext(ctx, ref)
+	if err != nil {
+		return err
+	}
+	err = writeTo(ctx, ref, func(upper *rootfs.Upper) error { return v.writeParts(upper, sums, s.parts()) }, nil)
+	if err != nil {
+		return err
+	}
+	return contenthash.SetCacheContext(ctx, ref, sums)
+}
+
+// writeTo writes the files of a file system that has none yet. After, which may
+// be nil, is for what is left to do when all are there.
+func writeTo(ctx context.Context, ref cache.MutableRef, write func(*rootfs.Upper) error, after func(dir string) error) (err error) {
 	m, err := ref.Mount(ctx, false, nil)
 	if err != nil {
 		return err
@@ -429,19 +440,14 @@ func (v *view) fill(ctx context.Context, ref cache.MutableRef, s *selection) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, mounter.Unmount()) }()
-	sums, err := contenthash.GetCacheContext(ctx, ref)
-	if err != nil {
-		return err
-	}
 	upper, err := rootfs.OpenUpper(dir)
 	if err != nil {
 		return err
 	}
-	err = v.writeParts(upper, sums, s.parts())
-	if err = errors.Join(err, upper.Close()); err != nil {
+	if err := errors.Join(write(upper), upper.Close()); err != nil || after == nil {
 		return err
 	}
-	return contenthash.SetCacheContext(ctx, ref, sums)
+	return after(dir)
 }
 
 // writeParts writes entries as their contents come.

@@ -43,7 +43,7 @@ func watch(ctx context.Context, root executor.Root) error {
 	if most < 0 {
 		return nil
 	}
-	g := &gauged{Gauge: rootfs.NewGauge(root.Upper), below: v.worker.below(r.parent), most: most}
+	g := &gauged{Gauge: rootfs.NewGauge(root.Upper), upper: root.Upper, below: v.worker.below(r.parent), most: most}
 	return g.watch(ctx)
 }
 
@@ -110,7 +110,8 @@ func lowersOf(mounts []mount.Mount) []string {
 // A gauged directory is one that a step writes to.
 type gauged struct {
 	*rootfs.Gauge
-	below func(context.Context) int64 // bytes that the step began with
+	upper string
+	below func(context.Context) *limits.Ledger // what the step began with, as far as that is known
 	most  int64
 }
 
@@ -134,17 +135,24 @@ func (d *gauged) watch(ctx context.Context) error {
 }
 
 // measure reports a *limits.SizeError if the step has written past the limit.
-// What the step changes while it is read is counted at another look.
+// What it takes away from the image below counts for it. What it changes while
+// it is read is counted at another look.
 func (d *gauged) measure(ctx context.Context) error {
-	room := d.most - d.below(ctx)
-	used, at, err := d.Look(ctx, room)
-	if err == nil && used > room {
-		used, at, err = d.Confirm(ctx, room)
-	}
+	below := d.below(ctx)
+	room := d.most - below.Total()
+	used, _, err := d.Look(ctx, room)
 	if err != nil || used <= room {
 		return nil
 	}
-	return &limits.SizeError{Report: limits.Report{Total: d.most - room + used, Max: d.most, Path: at}}
+	credit, err := rootfs.Credit(ctx, d.upper, below.Held)
+	if err != nil || used-credit <= room {
+		return nil
+	}
+	used, at, err := d.Confirm(ctx, room+credit)
+	if err != nil || used-credit <= room {
+		return nil
+	}
+	return &limits.SizeError{Report: limits.Report{Total: below.Total() + used - credit, Max: d.most, Path: at}}
 }
 
 // tooLarge counts a stopped step's files like a layer's, on top of what it began
@@ -174,15 +182,12 @@ func (b *build) tooLarge(ctx context.Context, r *vertexRef, seen *limits.SizeErr
 	return seen
 }
 
-// below returns what tells how much a step began with: the sum of the ledgers
-// of the layers that have one. It is no more than the step really began with.
-func (w *worker) below(parent cache.ImmutableRef) func(context.Context) int64 {
-	if parent == nil {
-		return func(context.Context) int64 { return 0 }
-	}
-	var known int64
+// below returns what tells how much a step began with, once all of it has been
+// counted always the same.
+func (w *worker) below(parent cache.ImmutableRef) func(context.Context) *limits.Ledger {
+	var known *limits.Ledger
 	var settled bool
-	return func(ctx context.Context) int64 {
+	return func(ctx context.Context) *limits.Ledger {
 		if !settled {
 			known, settled = w.tenant.weigh(ctx, parent)
 		}

@@ -488,3 +488,13 @@ func TestBuildKitSharesBases(t *testing.T) {
 		}
 	}
 }
+
+// What a step takes away from the image below it makes room for what it writes.
+func TestBuildKitCreditsRewrites(t *testing.T) {
+	t.Parallel()
+	_, c := startWithBusybox(t, "--max-rootfs", "50MB")
+	dir := dockerfile("FROM busybox", "RUN head -c 35000000 /dev/zero > /a", "RUN sleep 1; chmod 700 /a; sleep 1", "RUN rm /a && head -c 35000000 /dev/zero > /b; sleep 1").write(t)
+	if r := c.deploy("rewrite", dir, "--buildkit"); r.RootFS > 40*megabyte {
+		t.Errorf("the image takes %d bytes", r.RootFS)
+	}
+}
