@@ -16,6 +16,7 @@ type DeniedError struct {
 	Principal Principal
 	Action    string // the scope that the action needs
 	App       string // the app it concerns; empty for none in particular
+	Env       string // the environment it concerns; empty for none in particular
 }
 
 func (e *DeniedError) Unwrap() error { return ErrDenied }
@@ -23,16 +24,26 @@ func (e *DeniedError) Unwrap() error { return ErrDenied }
 // Error says what the token may not do and which token may.
 func (e *DeniedError) Error() string {
 	noun := kindOf(e.Principal.Type).noun
-	if !e.Principal.Has(e.Action) {
+	switch {
+	case !e.Principal.Has(e.Action):
 		return fmt.Sprintf("%v: this %s lacks the scope %s%s. Needed: %s", ErrDenied, noun, e.Action, e.on(), e.needed())
-	}
-	if e.App == "" {
+	case !e.foreignApp() && e.Env == "":
+		return fmt.Sprintf("%v: this %s is for environment %q only (%s). Needed: %s, for no environment",
+			ErrDenied, noun, e.Principal.Env, e.Action, e.needed())
+	case !e.foreignApp():
+		return fmt.Sprintf("%v: this %s is for environment %q, not %q (%s). Needed: %s, for environment %s or for none",
+			ErrDenied, noun, e.Principal.Env, e.Env, e.Action, e.needed(), e.Env)
+	case e.App == "":
 		return fmt.Sprintf("%v: this %s is for app %q only, and %s concerns them all. Needed: %s",
 			ErrDenied, noun, e.Principal.App, e.Action, e.needed())
 	}
 	return fmt.Sprintf("%v: this %s is for app %q, not %q (%s). Needed: %s",
 		ErrDenied, noun, e.Principal.App, e.App, e.Action, e.needed())
 }
+
+// foreignApp reports whether it was the app that did not fit; if not, and the
+// scope is there, it was the environment.
+func (e *DeniedError) foreignApp() bool { return e.Principal.App != "" && e.Principal.App != e.App }
 
 func (e *DeniedError) on() string {
 	if e.App == "" {
@@ -45,12 +56,15 @@ func (e *DeniedError) on() string {
 func (e *DeniedError) needed() string {
 	var nouns []string
 	for _, k := range kinds {
-		if !slices.Contains(k.scopes, e.Action) || (e.App == "" && k.typ == TypeDeploy) {
+		if !slices.Contains(k.scopes, e.Action) || (e.App == "" && k.typ == TypeDeploy) || (k.typ == TypeUser && len(nouns) > 0) {
 			continue
 		}
 		noun := k.noun
-		if k.typ == TypeDeploy {
+		switch {
+		case k.typ == TypeDeploy:
 			noun += " for " + e.App
+		case k.typ == TypeRegistry && !slices.Contains(scopesOf(k.typ, ReadOnly, ""), e.Action):
+			noun = ReadWrite + " " + noun
 		}
 		nouns = append(nouns, noun)
 	}
@@ -72,5 +86,17 @@ func Allow(p Principal, action, app string) error {
 	if p.Has(action) && (p.App == "" || p.App == app) {
 		return nil
 	}
-	return &DeniedError{p, action, app}
+	return &DeniedError{Principal: p, Action: action, App: app}
+}
+
+// AllowIn is [Allow] for what is done in an environment: a token that is bound
+// to one may do it in no other.
+func AllowIn(p Principal, action, app, env string) error {
+	if err := Allow(p, action, app); err != nil {
+		return err
+	}
+	if p.Env == "" || p.Env == env {
+		return nil
+	}
+	return &DeniedError{Principal: p, Action: action, App: app, Env: env}
 }

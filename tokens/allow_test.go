@@ -3,6 +3,7 @@ package tokens_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +12,11 @@ import (
 
 func principal(typ, app string, extra ...string) tokens.Principal {
 	return tokens.Principal{ID: "tok_1", Org: "acme", Type: typ, App: app, Scopes: append(tokens.Scopes(typ), extra...)}
+}
+
+func registry(permission string) tokens.Principal {
+	t := tokens.Token{ID: "tok_2", Org: "acme", Type: tokens.TypeRegistry, Permission: permission}
+	return t.Principal(tokens.RoleAdmin)
 }
 
 func TestAllow(t *testing.T) {
@@ -34,8 +40,10 @@ func TestAllow(t *testing.T) {
 			`permission denied: this deploy token lacks the scope token:write on app "shop". Needed: org token or admin token`},
 		{"org builds", principal(tokens.TypeOrg, ""), tokens.ScopeBuildWrite, "shop", ""},
 		{"org prunes", principal(tokens.TypeOrg, ""), tokens.ScopeCacheWrite, "", ""},
-		{"org lists all repositories", principal(tokens.TypeOrg, ""), tokens.ScopeRegistryList, "",
-			`permission denied: this org token lacks the scope registry:list. Needed: admin token`},
+		{"org makes orgs", principal(tokens.TypeOrg, ""), tokens.ScopeOrgWrite, "",
+			`permission denied: this org token lacks the scope org:write. Needed: admin token`},
+		{"org makes users", principal(tokens.TypeOrg, ""), tokens.ScopeUserWrite, "",
+			`permission denied: this org token lacks the scope user:write. Needed: admin's token or admin token`},
 		{"admin does", principal(tokens.TypeAdmin, ""), tokens.ScopeRegistryList, "", ""},
 		{"readonly reads", principal(tokens.TypeReadOnly, ""), tokens.ScopeBuildRead, "shop", ""},
 		{"readonly of an app reads another", principal(tokens.TypeReadOnly, "shop"), tokens.ScopeBuildRead, "billing",
@@ -43,9 +51,9 @@ func TestAllow(t *testing.T) {
 		{"readonly builds", principal(tokens.TypeReadOnly, ""), tokens.ScopeBuildWrite, "shop",
 			`permission denied: this readonly token lacks the scope build:write on app "shop". Needed: deploy token for shop, org token or admin token`},
 		{"registry pulls", principal(tokens.TypeRegistry, ""), tokens.ScopeRegistryPull, "shop", ""},
-		{"registry pushes", principal(tokens.TypeRegistry, ""), tokens.ScopeRegistryPush, "shop",
-			`permission denied: this registry token lacks the scope registry:push on app "shop". Needed: deploy token for shop, org token or admin token`},
-		{"registry read and write pushes", principal(tokens.TypeRegistry, "", tokens.ScopeRegistryPush), tokens.ScopeRegistryPush, "shop", ""},
+		{"registry pushes", registry(tokens.ReadOnly), tokens.ScopeRegistryPush, "shop",
+			`permission denied: this registry token lacks the scope registry:push on app "shop". Needed: read-write registry token, deploy token for shop, org token or admin token`},
+		{"registry read and write pushes", registry(tokens.ReadWrite), tokens.ScopeRegistryPush, "shop", ""},
 		{"ssh builds", principal(tokens.TypeSSH, ""), tokens.ScopeBuildWrite, "shop",
 			`permission denied: this ssh token lacks the scope build:write on app "shop". Needed: deploy token for shop, org token or admin token`},
 		{"nobody", tokens.Principal{}, tokens.ScopeBuildRead, "",
@@ -78,7 +86,7 @@ func TestScopesGrow(t *testing.T) {
 			if !slices.Contains(admin, s) {
 				t.Errorf("admin lacks %s of %s", s, typ)
 			}
-			if typ != tokens.TypeAdmin && !slices.Contains(org, s) {
+			if typ != tokens.TypeAdmin && typ != tokens.TypeUser && !slices.Contains(org, s) {
 				t.Errorf("org lacks %s of %s", s, typ)
 			}
 		}
@@ -110,5 +118,53 @@ func TestPrincipal(t *testing.T) {
 	}
 	if s := principal(tokens.TypeAdmin, "").String(); s != "admin" {
 		t.Errorf("String = %q", s)
+	}
+}
+
+func TestAllowIn(t *testing.T) {
+	bound := principal(tokens.TypeDeploy, "shop")
+	bound.Env = "staging"
+	for _, tc := range []struct {
+		name     string
+		p        tokens.Principal
+		app, env string
+		want     string
+	}{
+		{"its own", bound, "shop", "staging", ""},
+		{"another", bound, "shop", "production",
+			`permission denied: this deploy token is for environment "staging", not "production" (release:write). Needed: read-write registry token, deploy token for shop, org token or admin token, for environment production or for none`},
+		{"none", bound, "shop", "", `permission denied: this deploy token is for environment "staging"`},
+		{"another app in its own", bound, "blog", "staging", `permission denied: this deploy token is for app "shop", not "blog"`},
+		{"not bound", principal(tokens.TypeDeploy, "shop"), "shop", "production", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := tokens.AllowIn(tc.p, tokens.ScopeReleaseWrite, tc.app, tc.env)
+			if (err == nil) != (tc.want == "") || err != nil && (!errors.Is(err, tokens.ErrDenied) || !strings.HasPrefix(err.Error(), tc.want)) {
+				t.Errorf("AllowIn:\n%v, want\n%v", err, tc.want)
+			}
+		})
+	}
+}
+
+// Roles and permissions take away what their type could have.
+func TestScopesOfPrincipals(t *testing.T) {
+	for _, tc := range []struct {
+		typ, permission, role, scope string
+		want                         bool
+	}{
+		{tokens.TypeUser, "", tokens.RoleAdmin, tokens.ScopeUserWrite, true},
+		{tokens.TypeUser, "", tokens.RoleDeveloper, tokens.ScopeUserWrite, false},
+		{tokens.TypeUser, "", "", tokens.ScopeAuditRead, false},
+		{tokens.TypeUser, "", tokens.RoleDeveloper, tokens.ScopeTokenWrite, true},
+		{tokens.TypeUser, "", tokens.RoleAdmin, tokens.ScopeOrgWrite, false},
+		{tokens.TypeOrg, "", tokens.RoleAdmin, tokens.ScopeUserWrite, false},
+		{tokens.TypeRegistry, "", tokens.RoleAdmin, tokens.ScopeRegistryPush, false},
+		{tokens.TypeRegistry, tokens.ReadWrite, tokens.RoleDeveloper, tokens.ScopeReleaseWrite, true},
+		{tokens.TypeAdmin, "", "", tokens.ScopeOrgWrite, true},
+	} {
+		p := (&tokens.Token{Type: tc.typ, Permission: tc.permission}).Principal(tc.role)
+		if p.Has(tc.scope) != tc.want {
+			t.Errorf("%+v: %v", tc, !tc.want)
+		}
 	}
 }

@@ -29,6 +29,13 @@ type Principal struct {
 	Org  string
 	Type string // TypeDeploy, …
 	App  string // the only app it is for; empty means every app of Org
+	Env  string // the only environment it is for; empty means any
+
+	Permission string   // of registry tokens: ReadOnly or ReadWrite
+	Command    []string // of machine-exec tokens: the argv they may run, and no other
+	User       string   // on whose behalf it acts
+	Role       string   // of the user
+	Session    bool     // a signed-in browser
 
 	Scopes  []string
 	Expires time.Time // zero means never

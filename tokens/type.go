@@ -9,12 +9,19 @@ import (
 // a token comes with.
 const (
 	TypeAdmin       = "admin"        // everything; one for each daemon
-	TypeOrg         = "org"          // everything in an organization
+	TypeUser        = "user"         // what its user may, by role
+	TypeOrg         = "org"          // all apps of an organization
 	TypeDeploy      = "deploy"       // one app: build, push, follow
 	TypeReadOnly    = "readonly"     // look, don't touch
 	TypeSSH         = "ssh"          // a shell into a failed step
 	TypeMachineExec = "machine-exec" // one command in an app's image
-	TypeRegistry    = "registry"     // pull images; pushing is a scope to add
+	TypeRegistry    = "registry"     // pull images, or push as well
+)
+
+// Permissions of registry tokens.
+const (
+	ReadOnly  = "read-only"  // pull and view
+	ReadWrite = "read-write" // push and create releases as well
 )
 
 // The scopes of tokens. An action needs the scope of its name.
@@ -26,11 +33,16 @@ const (
 	ScopeRegistryPull   = "registry:pull"
 	ScopeRegistryPush   = "registry:push"
 	ScopeRegistryDelete = "registry:delete"
-	ScopeRegistryList   = "registry:list" // names of repositories
+	ScopeRegistryList   = "registry:list" // names of the repositories that it may pull from
+	ScopeReleaseWrite   = "release:write" // record and promote releases
 	ScopeTokenRead      = "token:read"
 	ScopeTokenWrite     = "token:write" // create, revoke and delete
-	ScopeEnvRead        = "env:read"
+	ScopeEnvRead        = "env:read"    // environments, their releases and pulls
 	ScopeEnvWrite       = "env:write"
+	ScopeUserRead       = "user:read"
+	ScopeUserWrite      = "user:write" // users, roles and trust rules
+	ScopeAuditRead      = "audit:read"
+	ScopeOrgWrite       = "org:write" // organizations of the daemon
 	ScopeSSH            = "ssh"
 	ScopeExec           = "exec"
 )
@@ -44,21 +56,28 @@ type kind struct {
 }
 
 // kinds has the types from the narrowest to the widest: the order in which an
-// error suggests them.
+// error suggests them. A registry token has those of ReadWrite here, a user
+// those of an admin: scopesOf takes away.
 var kinds = []kind{
-	{TypeRegistry, "sg_", "registry token", []string{ScopeRegistryPull}},
+	{TypeRegistry, "sg_", "registry token", []string{ScopeRegistryPull, ScopeRegistryList, ScopeRegistryPush, ScopeReleaseWrite}},
 	{TypeMachineExec, "sx_", "machine-exec token", []string{ScopeExec}},
 	{TypeSSH, "ss_", "ssh token", []string{ScopeSSH}},
-	{TypeReadOnly, "sr_", "readonly token", []string{ScopeBuildRead, ScopeCacheRead, ScopeRegistryPull, ScopeEnvRead}},
-	{TypeDeploy, "sd_", "deploy token", []string{ScopeBuildRead, ScopeBuildWrite, ScopeRegistryPull, ScopeRegistryPush, ScopeEnvRead}},
-	{TypeOrg, "so_", "org token", orgScopes},
-	{TypeAdmin, "sa_", "admin token", append([]string{ScopeRegistryList}, orgScopes...)},
+	{TypeReadOnly, "sr_", "readonly token", []string{ScopeBuildRead, ScopeCacheRead, ScopeRegistryPull, ScopeRegistryList, ScopeEnvRead}},
+	{TypeDeploy, "sd_", "deploy token", []string{ScopeBuildRead, ScopeBuildWrite, ScopeRegistryPull, ScopeRegistryPush, ScopeRegistryList, ScopeEnvRead, ScopeReleaseWrite}},
+	{TypeOrg, "so_", "org token", developerScopes},
+	{TypeUser, "su_", "admin's token", append(slices.Clone(developerScopes), adminScopes...)},
+	{TypeAdmin, "sa_", "admin token", append(append(slices.Clone(developerScopes), adminScopes...), ScopeOrgWrite)},
 }
 
-var orgScopes = []string{
+// developerScopes are what everybody of an organization may, tokens made for
+// all of its apps too.
+var developerScopes = []string{
 	ScopeBuildRead, ScopeBuildWrite, ScopeCacheRead, ScopeCacheWrite, ScopeRegistryPull, ScopeRegistryPush,
-	ScopeRegistryDelete, ScopeTokenRead, ScopeTokenWrite, ScopeEnvRead, ScopeEnvWrite, ScopeSSH, ScopeExec,
+	ScopeRegistryDelete, ScopeRegistryList, ScopeReleaseWrite, ScopeTokenRead, ScopeTokenWrite, ScopeEnvRead, ScopeEnvWrite, ScopeSSH, ScopeExec,
 }
+
+// adminScopes are what the admins of an organization may besides.
+var adminScopes = []string{ScopeUserRead, ScopeUserWrite, ScopeAuditRead}
 
 // Types returns all types, from the narrowest to the widest.
 func Types() []string {
@@ -72,9 +91,20 @@ func Types() []string {
 // Prefix returns what values of a type begin with; "" if there is no such type.
 func Prefix(typ string) string { return kindOf(typ).prefix }
 
-// Scopes returns the scopes that tokens of a type come with; none if there is
-// no such type.
+// Scopes returns the scopes that tokens of a type can have, registry tokens
+// with ReadWrite and users who are admins; none if there is no such type.
 func Scopes(typ string) []string { return slices.Clone(kindOf(typ).scopes) }
+
+// scopesOf returns the scopes of a token of that type, permission and role.
+func scopesOf(typ, permission, role string) []string {
+	switch {
+	case typ == TypeRegistry && permission != ReadWrite:
+		return []string{ScopeRegistryPull, ScopeRegistryList}
+	case typ == TypeUser && role != RoleAdmin:
+		return slices.Clone(developerScopes)
+	}
+	return Scopes(typ)
+}
 
 func kindOf(typ string) kind {
 	for _, k := range kinds {
