@@ -42,10 +42,13 @@ func (h *hub) get(id string) *session {
 	return h.sessions[id]
 }
 
-// remove forgets a session whose build has ended.
+// remove forgets a session whose build has ended, and tells who waits for that.
 func (h *hub) remove(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if s := h.sessions[id]; s != nil {
+		close(s.over)
+	}
 	delete(h.sessions, id)
 	delete(h.watchers, id)
 	if t := h.timers[id]; t != nil {
