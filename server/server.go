@@ -3,7 +3,8 @@
 // The front ([Front]) authenticates callers, records and queues builds, relays
 // what a client sends to its build and streams the build's log back. A worker
 // ([Worker]) takes builds from the queue and runs them. They meet in a hub of
-// sessions, and in the log of each build. Errors of the packages below become
+// sessions, and in the log of each build. Builds that come another way than by
+// a deploy join them in the queue ([Front.Do]). Errors of the packages below become
 // gRPC statuses here, in status.go, and nowhere else. Read front.go and
 // worker.go first.
 package server
