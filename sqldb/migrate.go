@@ -3,10 +3,15 @@ package sqldb
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
 
 	"github.com/pressly/goose/v3"
+	"golang.org/x/sys/unix"
 )
 
 // Migrate brings the tables of one user of the database up to date by the SQL
@@ -19,16 +24,42 @@ func (d *DB) Migrate(ctx context.Context, files fs.FS, table string) error {
 	if err != nil {
 		return fmt.Errorf("migrations of %s: %w", table, err)
 	}
-	// With SQLite another process may apply a migration between our look at the
-	// table and our own attempt, which then fails: once for each, and for the
-	// table itself. PostgreSQL has a lock around it all.
-	for tries := len(p.ListSources()) + 1; ; tries-- {
-		_, err := p.Up(ctx)
+	unlock, err := d.lockFile(ctx)
+	if err != nil {
+		return d.explained(ctx, fmt.Errorf("wait to migrate by %s: %w", table, err))
+	}
+	defer unlock()
+	if _, err := p.Up(ctx); err != nil {
+		return d.explained(ctx, fmt.Errorf("migrate by %s: %w", table, err))
+	}
+	return nil
+}
+
+// lockFile waits until nobody else migrates a file of SQLite, by a lock on its
+// directory: opening and closing the file itself would take away the locks that
+// SQLite has on it. PostgreSQL has an [advisoryLock].
+func (d *DB) lockFile(ctx context.Context) (unlock func(), err error) {
+	if d.dialect != SQLite {
+		return func() {}, nil
+	}
+	dir, err := os.Open(filepath.Dir(d.name))
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return nil
+			return func() { dir.Close() }, nil
 		}
-		if tries == 0 || d.dialect != SQLite || ctx.Err() != nil {
-			return d.explained(ctx, fmt.Errorf("migrate by %s: %w", table, err))
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			dir.Close()
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			dir.Close()
+			return nil, context.Cause(ctx)
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
