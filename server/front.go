@@ -149,6 +149,9 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 // record writes the build down, or finds the one with the same key.
 func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Build, bool, error) {
 	p, key := caller(ctx), start.IdempotencyKey
+	if err := f.claim(ctx, start); err != nil {
+		return nil, false, err
+	}
 	if start.PlanOnly {
 		key = "" // what it says is of the moment, and it must not stand for a build
 	}
@@ -160,6 +163,20 @@ func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Bu
 		return b, true, nil
 	}
 	return b, false, err
+}
+
+// claim makes the app one of the caller's org, if it is nobody's; to plan, it
+// need not be anybody's.
+func (f *Front) claim(ctx context.Context, start *slipwayv1.Start) error {
+	a := accessOf(ctx)
+	if !start.PlanOnly {
+		return refused(a.guard.Claim(ctx, a.principal, start.App))
+	}
+	owner, err := a.guard.Owner(ctx, start.App)
+	if err == nil && owner != "" {
+		err = refused(a.guard.Claim(ctx, a.principal, start.App))
+	}
+	return err
 }
 
 // submit opens the build's log and session and queues it.
@@ -177,6 +194,7 @@ func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.S
 	s.send = out.send
 	s.alert = func(err error) { f.opts.Log.Error("build log", "build", b.ID, "err", err) }
 	f.hub.add(s) // before anybody knows the id, and cancels it
+	f.bind(ctx, s)
 	if err := out.accepted(b.ID, false); err != nil {
 		f.hub.remove(b.ID)
 		return nil, f.refuse(ctx, b, log, errClientLost)
@@ -189,6 +207,21 @@ func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.S
 		f.stop(ctx, b.ID, failure.As(cause))
 	}
 	return s, nil
+}
+
+// bind ends a build if the token that started it is revoked, also when nobody
+// watches it. That the token expires does not matter: it was good when the
+// build began.
+func (f *Front) bind(ctx context.Context, s *session) {
+	a := accessOf(ctx)
+	a.principal.Expires = time.Time{}
+	good, leave := a.guard.Enter(context.WithoutCancel(ctx), a.principal)
+	stop := context.AfterFunc(good, func() {
+		if cause := endedCause(good); cause != nil {
+			f.stop(context.WithoutCancel(good), s.id, failure.As(cause))
+		}
+	})
+	f.hub.atEnd(s.id, func() { stop(); leave() })
 }
 
 // refuse records that a build could not be queued, and ends its log for those

@@ -40,7 +40,8 @@ type Checks func(ctx context.Context) []*slipwayv1.Check
 // Options are the parts that a Server joins.
 type Options struct {
 	Version  string
-	Auth     tokens.Authenticator
+	Auth     Guard
+	Tokens   *tokens.Authority // behind TokenService and OrgService; nil: they are not served
 	Engine   fleet.Engine
 	Records  *records.Store
 	Cache    *layercache.Store
@@ -84,6 +85,10 @@ func (s *Server) Register(g *grpc.Server) {
 	slipwayv1.RegisterCacheServiceServer(g, &cacheService{opts: s.Front.opts})
 	slipwayv1.RegisterSystemServiceServer(g, &systemService{front: s.Front})
 	healthpb.RegisterHealthServer(g, s.health)
+	if t := s.Front.opts.Tokens; t != nil {
+		slipwayv1.RegisterTokenServiceServer(g, &tokenService{authority: t, opts: s.Front.opts})
+		slipwayv1.RegisterOrgServiceServer(g, &orgService{authority: t})
+	}
 	reflection.Register(g)
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 }

@@ -52,10 +52,14 @@ func (a *Admin) Authenticate(_ context.Context, value string) (Principal, error)
 	return admin(), nil
 }
 
+const adminName = "admin"
+
 func admin() Principal {
 	return Principal{
-		ID:     "admin",
-		Name:   "admin",
+		ID:     adminName,
+		Name:   adminName,
+		User:   adminName,
+		Role:   RoleAdmin,
 		Org:    DefaultOrg,
 		Type:   TypeAdmin,
 		Scopes: Scopes(TypeAdmin),

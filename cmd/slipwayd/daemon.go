@@ -354,7 +354,7 @@ func (d *daemon) openServer(ctx context.Context) error {
 		MaxSize: d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, History: server.History(d.records), Log: d.log,
 	})
 	d.server = server.New(server.Options{
-		Version: version, Auth: d.auth, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
+		Version: version, Auth: oneToken{d.auth, d.records}, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
 		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})

@@ -116,10 +116,18 @@ type WhoAmIResponse struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Org   string                 `protobuf:"bytes,2,opt,name=org,proto3" json:"org,omitempty"`
 	// type of the token: "admin", "deploy", …
-	Type          string                 `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
-	App           string                 `protobuf:"bytes,4,opt,name=app,proto3" json:"app,omitempty"`
-	Expires       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
-	Scopes        []string               `protobuf:"bytes,6,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	Type    string                 `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	App     string                 `protobuf:"bytes,4,opt,name=app,proto3" json:"app,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
+	Scopes  []string               `protobuf:"bytes,6,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// token_id is that of the token's record.
+	TokenId     string   `protobuf:"bytes,7,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	Environment string   `protobuf:"bytes,8,opt,name=environment,proto3" json:"environment,omitempty"`
+	Permission  string   `protobuf:"bytes,9,opt,name=permission,proto3" json:"permission,omitempty"`
+	Command     []string `protobuf:"bytes,10,rep,name=command,proto3" json:"command,omitempty"`
+	User        string   `protobuf:"bytes,11,opt,name=user,proto3" json:"user,omitempty"`
+	// role of the user: "admin" or "developer".
+	Role          string `protobuf:"bytes,12,opt,name=role,proto3" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -194,6 +202,48 @@ func (x *WhoAmIResponse) GetScopes() []string {
 		return x.Scopes
 	}
 	return nil
+}
+
+func (x *WhoAmIResponse) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *WhoAmIResponse) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *WhoAmIResponse) GetPermission() string {
+	if x != nil {
+		return x.Permission
+	}
+	return ""
+}
+
+func (x *WhoAmIResponse) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *WhoAmIResponse) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *WhoAmIResponse) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
 }
 
 type InfoRequest struct {
@@ -401,14 +451,23 @@ const file_slipway_v1_system_proto_rawDesc = "" +
 	"\n" +
 	"\x17slipway/v1/system.proto\x12\n" +
 	"slipway.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
-	"\rWhoAmIRequest\"\xaa\x01\n" +
+	"\rWhoAmIRequest\"\xc9\x02\n" +
 	"\x0eWhoAmIResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03org\x18\x02 \x01(\tR\x03org\x12\x12\n" +
 	"\x04type\x18\x03 \x01(\tR\x04type\x12\x10\n" +
 	"\x03app\x18\x04 \x01(\tR\x03app\x124\n" +
 	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x16\n" +
-	"\x06scopes\x18\x06 \x03(\tR\x06scopes\"\r\n" +
+	"\x06scopes\x18\x06 \x03(\tR\x06scopes\x12\x19\n" +
+	"\btoken_id\x18\a \x01(\tR\atokenId\x12 \n" +
+	"\venvironment\x18\b \x01(\tR\venvironment\x12\x1e\n" +
+	"\n" +
+	"permission\x18\t \x01(\tR\n" +
+	"permission\x12\x18\n" +
+	"\acommand\x18\n" +
+	" \x03(\tR\acommand\x12\x12\n" +
+	"\x04user\x18\v \x01(\tR\x04user\x12\x12\n" +
+	"\x04role\x18\f \x01(\tR\x04role\"\r\n" +
 	"\vInfoRequest\"\x8e\x02\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x124\n" +
