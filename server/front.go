@@ -107,7 +107,8 @@ func (s *sender) event(e *slipwayv1.Event) error {
 	return s.send(&slipwayv1.BuildResponse{Message: &slipwayv1.BuildResponse_Event{Event: e}})
 }
 
-// checkStart refuses what can never become a build.
+// checkStart refuses what can never become a build. It sets the environment of a
+// release that has none if the caller's token has.
 func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 	invalid := func(hint, format string, args ...any) error {
 		return failure.At(failure.Userf(failure.InvalidArgument, hint, format, args...), failure.Preflight, 0)
@@ -125,8 +126,6 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 		return invalid("use a shorter one", "the idempotency key has %d bytes, %d are allowed", len(s.IdempotencyKey), maxKey)
 	case proto.Size(s) > fleet.MaxPayload:
 		return invalid("pass long values in files of the context", "build arguments, labels and Dockerfile have %d bytes, %d are allowed", proto.Size(s), fleet.MaxPayload)
-	case s.Environment != "":
-		return failure.At(failure.Userf(failure.NotSupported, "leave --env out", "this daemon has no environments yet"), failure.Preflight, 0)
 	case s.Detach && len(s.AgentIds) > 0:
 		return invalid("leave --detach out, or give the key as a secret", "an SSH agent is asked while the build runs: --ssh does not go with --detach")
 	}
@@ -134,6 +133,9 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 		return failure.At(err, failure.Preflight, 0)
 	}
 	if err := allow(ctx, tokens.ScopeBuildWrite, s.App); err != nil {
+		return err
+	}
+	if err := f.checkRelease(ctx, s); err != nil {
 		return err
 	}
 	if err := f.mayRead(ctx, s.Image); err != nil {

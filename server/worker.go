@@ -100,6 +100,7 @@ func (w *Worker) do(ctx context.Context, task *fleet.Task, free *places) {
 	b := &records.Build{ID: task.ID, Org: task.Org}
 	s := w.hub.get(task.ID)
 	var res *slipwayv1.Result
+	var release *records.Release
 	var log fleet.Log
 	if s == nil || task.Attempt > 1 {
 		// Its client talked to a daemon that is gone.
@@ -111,9 +112,11 @@ func (w *Worker) do(ctx context.Context, task *fleet.Task, free *places) {
 	} else {
 		log = s.log
 		res = w.build(s, task, free)
+		release = releaseOf(&w.opts, task.Org, s.start, res)
 	}
 	defer w.hub.remove(task.ID)
-	if err := finish(ctx, w.opts, log, b, res); err != nil {
+	res, err := conclude(ctx, &w.opts, b, res, release)
+	if err := errors.Join(err, tell(ctx, log, res)); err != nil {
 		w.opts.Log.Error("end of build", "build", task.ID, "err", err)
 	}
 	if err := task.Done(ctx); err != nil {
@@ -197,16 +200,20 @@ func (w *Worker) run(s *session, task *fleet.Task, now time.Time, free *places) 
 
 // finish writes a result to the record and to the log, and ends the log.
 func finish(ctx context.Context, o Options, log fleet.Log, b *records.Build, res *slipwayv1.Result) error {
-	err := o.Records.End(ctx, ended(b, res))
+	return errors.Join(o.Records.End(ctx, ended(b, res)), tell(ctx, log, res))
+}
+
+// tell writes a result to a log, and ends it; nil is no log.
+func tell(ctx context.Context, log fleet.Log, res *slipwayv1.Result) error {
 	if log == nil {
-		return err
+		return nil
 	}
 	event := &slipwayv1.Event{Time: timestamppb.Now(), Event: &slipwayv1.Event_Result{Result: res}}
-	raw, marshalErr := proto.Marshal(event)
-	if marshalErr == nil {
-		_, marshalErr = log.Append(raw)
+	raw, err := proto.Marshal(event)
+	if err == nil {
+		_, err = log.Append(raw)
 	}
-	return errors.Join(err, marshalErr, log.End(ctx), log.Close(ctx))
+	return errors.Join(err, log.End(ctx), log.Close(ctx))
 }
 
 // Recover ends the builds that a daemon before this one left unfinished. It
