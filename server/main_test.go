@@ -215,6 +215,7 @@ func start(t *testing.T, s *script, workers int, tune ...func(*server.Options, *
 	t.Cleanup(func() { check(t, d.records.Close()) })
 	fo := &fleet.Options{}
 	opts := server.Options{Version: "test", Auth: everybody(), Records: d.records, Cache: d.cache, Registry: "reg.test", Grace: time.Hour, Log: log}
+	opts.Images = images{d}
 	for _, f := range tune {
 		f(&opts, fo)
 	}
