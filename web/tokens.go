@@ -195,7 +195,7 @@ func (v *visit) keep(c created) error {
 	if key == "" { // far more are made than anybody reads
 		return v.show(http.StatusCreated, "created", c.What, c)
 	}
-	return v.redirect(path("tokens", "created", key), "")
+	return v.redirect(path("created", key), "")
 }
 
 func (v *visit) showCreated() error {
