@@ -50,6 +50,7 @@ type config struct {
 	tlsKey       string
 	tlsClientCA  string
 	insecure     bool
+	behindProxy  bool
 	logFormat    string
 	logLevel     string
 
@@ -91,6 +92,7 @@ func (c *config) register(f *pflag.FlagSet) {
 	f.StringVar(&c.tlsKey, "tls-key", "", "key file of --tls-cert")
 	f.StringVar(&c.tlsClientCA, "tls-client-ca", "", "PEM certificates; clients of --grpc may show a certificate that one of them signed instead of a token")
 	f.BoolVar(&c.insecure, "insecure", false, "allow plaintext on addresses that others can reach")
+	f.BoolVar(&c.behindProxy, "behind-proxy", false, "requests to --http come through a proxy that sets X-Forwarded-For and X-Forwarded-Proto: believe them")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 }
