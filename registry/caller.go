@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"time"
 )
 
@@ -99,22 +98,17 @@ func (g *gate) watch(ctx context.Context, c *caller) {
 	if !ok || c.stop != nil {
 		return
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	alive := w.Watch(ctx, c.id)
-	cutting, done := new(atomic.Bool), make(chan struct{})
-	stop := context.AfterFunc(alive, func() {
+	done := make(chan struct{})
+	stop := context.AfterFunc(w.Watch(ctx, c.id), func() {
 		defer close(done)
-		if ctx.Err() == nil { // not the request's own end
-			cutting.Store(true)
-			cut(c.answer)
-		}
+		cut(c.answer)
 	})
 	c.stop = func() bool {
-		if !stop() {
-			<-done
+		if stop() {
+			return false
 		}
-		cancel()
-		return cutting.Load()
+		<-done
+		return true
 	}
 }
 

@@ -169,6 +169,29 @@ func TestWatchEndsWithTheRequest(t *testing.T) {
 	}
 }
 
+// TestCutAtTheEnd lets a token die when the answer is complete: the deadlines
+// must not meet the next request on the connection.
+func TestCutAtTheEnd(t *testing.T) {
+	dead, cancel := context.WithCancel(t.Context())
+	cancel()
+	s, _ := open(t, registry.Options{Access: mortal{everything, dead}})
+	defer func() {
+		if p := recover(); p != http.ErrAbortHandler {
+			t.Errorf("the connection is not closed: %v", p)
+		}
+	}()
+	req := httptest.NewRequestWithContext(t.Context(), "GET", "/v2/", nil)
+	req.Header.Set("Authorization", basicAuth(secret))
+	s.Handler().ServeHTTP(httptest.NewRecorder(), req)
+}
+
+type mortal struct {
+	registry.Access
+	life context.Context
+}
+
+func (m mortal) Watch(context.Context, string) context.Context { return m.life }
+
 type watched struct {
 	registry.Access
 	seen chan context.Context
