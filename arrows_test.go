@@ -27,6 +27,7 @@ var arrows = map[string][]string{
 	"fleet":            {},
 	"proto":            {},
 	"registry":         {},
+	"sqldb":            {},
 	"unixsocket":       {},
 	"layercache":       {"limits"},
 	"buildctx":         {"proto"},

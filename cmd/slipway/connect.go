@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 
 	"github.com/slipwayhq/slipway/cmd/slipway/client"
 	"github.com/slipwayhq/slipway/cmd/slipway/progress"
@@ -94,6 +95,19 @@ func (p *program) connect() (*client.Client, *connection, error) {
 	}
 	c, err := client.New(conn.Options)
 	return c, conn, err
+}
+
+// ask connects, has f talk to the daemon, and explains what fails.
+func (p *program) ask(ctx context.Context, f func(context.Context, *client.Client) error) error {
+	c, conn, err := p.connect()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := f(ctx, c); err != nil {
+		return conn.explain(err)
+	}
+	return nil
 }
 
 // explain adds to an error about a token where the token came from, which the

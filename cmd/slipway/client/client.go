@@ -61,6 +61,8 @@ type Client struct {
 	builds slipwayv1.BuildServiceClient
 	cache  slipwayv1.CacheServiceClient
 	system slipwayv1.SystemServiceClient
+	tokens slipwayv1.TokenServiceClient
+	orgs   slipwayv1.OrgServiceClient
 }
 
 // New returns a client of the daemon that o names. It does not connect yet:
@@ -94,6 +96,8 @@ func New(o Options) (*Client, error) {
 		builds: slipwayv1.NewBuildServiceClient(conn),
 		cache:  slipwayv1.NewCacheServiceClient(conn),
 		system: slipwayv1.NewSystemServiceClient(conn),
+		tokens: slipwayv1.NewTokenServiceClient(conn),
+		orgs:   slipwayv1.NewOrgServiceClient(conn),
 	}, nil
 }
 
