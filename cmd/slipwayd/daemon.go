@@ -429,7 +429,12 @@ func (d *daemon) serve(ctx context.Context) error {
 	g := grpc.NewServer(append(d.server.ServerOptions(), grpc.Creds(d.credentials()))...)
 	d.server.Register(g)
 	d.api.Register(g)
-	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
+	pages, closePages, err := d.openPages(g)
+	if err != nil {
+		return err
+	}
+	defer closePages()
+	web := &http.Server{Handler: d.handler(pages), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
 
 	var running sync.WaitGroup
 	failed := make(chan error, 3)
@@ -450,7 +455,6 @@ func (d *daemon) serve(ctx context.Context) error {
 	})
 	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "gzip", compress.GzipMaker)
 
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
