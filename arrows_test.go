@@ -24,6 +24,7 @@ var arrows = map[string][]string{
 	"limits":           {},
 	"pushd":            {},
 	"tokens":           {},
+	"tokens/oidc":      {"tokens"},
 	"fleet":            {},
 	"proto":            {},
 	"registry":         {},

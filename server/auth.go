@@ -207,8 +207,7 @@ func (f *Front) principal(ctx context.Context, method string) (tokens.Principal,
 	var many *tokens.TooManyError
 	switch {
 	case errors.As(err, &many):
-		return tokens.Principal{}, &failure.Error{Code: failure.Busy, Phase: failure.Auth, Blame: failure.User, Retryable: true, Err: err,
-			Message: many.Error(), Hint: "check the token meanwhile"}
+		return tokens.Principal{}, tooMany(many)
 	case errors.Is(err, tokens.ErrUnauthorized), errors.Is(err, tokens.ErrExpired):
 		return tokens.Principal{}, unauthorized(err.Error(), err)
 	case err != nil:

@@ -50,6 +50,7 @@ type config struct {
 	tlsKey       string
 	tlsClientCA  string
 	insecure     bool
+	behindProxy  bool
 	web          bool
 	webURL       string
 	oidcIssuer   string
@@ -98,6 +99,7 @@ func (c *config) register(f *pflag.FlagSet) {
 	f.StringVar(&c.tlsKey, "tls-key", "", "key file of --tls-cert")
 	f.StringVar(&c.tlsClientCA, "tls-client-ca", "", "PEM certificates; clients of --grpc may show a certificate that one of them signed instead of a token")
 	f.BoolVar(&c.insecure, "insecure", false, "allow plaintext on addresses that others can reach")
+	f.BoolVar(&c.behindProxy, "behind-proxy", false, "requests to --http come through a proxy that sets X-Forwarded-For and X-Forwarded-Proto: believe them")
 	f.BoolVar(&c.web, "web", true, "serve pages for browsers on --http")
 	f.StringVar(&c.webURL, "web-url", "", "URL by which browsers reach those pages, like https://slipway.example.com; needed for OIDC, and where TLS ends before the daemon")
 	f.StringVar(&c.oidcIssuer, "oidc-issuer", "", "OpenID Connect provider that people sign in with on the pages; trust rules say who gets in")

@@ -50,7 +50,7 @@ type daemon struct {
 	metrics  *prometheus.Registry
 	counts   *server.Metrics
 	uploads  *pushd.JournalDir
-	auth     tokens.Authenticator
+	auth     principals
 	cache    *layercache.Store
 	registry *registry.Registry
 	engine   fleet.Engine
@@ -274,7 +274,8 @@ func (d *daemon) openCache(ctx context.Context) (err error) {
 
 func (d *daemon) openRegistry(ctx context.Context) (err error) {
 	d.registry, err = registry.Open(ctx, registry.Options{
-		Root: d.dir("registry"), Host: d.host, Access: registryAccess{d.auth}, Log: d.log.With("part", "registry"),
+		Root: d.dir("registry"), Host: d.host, Proxied: d.config.behindProxy, Log: d.log.With("part", "registry"),
+		Access: registryAccess{principals: d.auth, owner: singleOrg},
 	})
 	if err != nil {
 		return fmt.Errorf("registry: %w", err)
