@@ -43,7 +43,13 @@ func TestMain(m *testing.M) {
 // everybody may do everything with the registry, which nobody does.
 type everybody struct{}
 
-func (everybody) Authorize(context.Context, string, string, string, ...string) error { return nil }
+func (everybody) Authenticate(context.Context, string, string) (string, error) { return "anyone", nil }
+
+func (everybody) Authorize(context.Context, string, string, ...string) error { return nil }
+
+func (everybody) Allowed(_ context.Context, _, _ string, do ...string) ([]string, error) {
+	return do, nil
+}
 
 func check(t testing.TB, err error) {
 	t.Helper()
@@ -175,12 +181,13 @@ type browser struct {
 	t    *testing.T
 	base string
 	http *http.Client
+	addr string // that a proxy tells of; empty for none
 }
 
 func (d *daemon) browser() *browser {
 	jar, err := cookiejar.New(nil)
 	check(d.t, err)
-	return &browser{d.t, d.http.URL, &http.Client{Jar: jar, Timeout: 30 * time.Second,
+	return &browser{t: d.t, base: d.http.URL, http: &http.Client{Jar: jar, Timeout: 30 * time.Second,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
 }
 
@@ -204,6 +211,9 @@ func (b *browser) request(method, path string, form url.Values) *http.Request {
 	b.t.Helper()
 	r, err := http.NewRequestWithContext(b.t.Context(), method, b.base+path, strings.NewReader(form.Encode()))
 	check(b.t, err)
+	if b.addr != "" {
+		r.Header.Set("X-Forwarded-For", "198.51.100.1, "+b.addr)
+	}
 	if method == http.MethodPost {
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		r.Header.Set("Sec-Fetch-Site", "same-origin")
