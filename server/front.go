@@ -107,7 +107,8 @@ func (s *sender) event(e *slipwayv1.Event) error {
 	return s.send(&slipwayv1.BuildResponse{Message: &slipwayv1.BuildResponse_Event{Event: e}})
 }
 
-// checkStart refuses what can never become a build.
+// checkStart refuses what can never become a build. It sets the environment of a
+// release that has none if the caller's token has.
 func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 	invalid := func(hint, format string, args ...any) error {
 		return failure.At(failure.Userf(failure.InvalidArgument, hint, format, args...), failure.Preflight, 0)
@@ -125,8 +126,6 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 		return invalid("use a shorter one", "the idempotency key has %d bytes, %d are allowed", len(s.IdempotencyKey), maxKey)
 	case proto.Size(s) > fleet.MaxPayload:
 		return invalid("pass long values in files of the context", "build arguments, labels and Dockerfile have %d bytes, %d are allowed", proto.Size(s), fleet.MaxPayload)
-	case s.Environment != "":
-		return failure.At(failure.Userf(failure.NotSupported, "leave --env out", "this daemon has no environments yet"), failure.Preflight, 0)
 	case s.Detach && len(s.AgentIds) > 0:
 		return invalid("leave --detach out, or give the key as a secret", "an SSH agent is asked while the build runs: --ssh does not go with --detach")
 	}
@@ -136,12 +135,14 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 	if err := allow(ctx, tokens.ScopeBuildWrite, s.App); err != nil {
 		return err
 	}
+	if err := f.checkRelease(ctx, s); err != nil {
+		return err
+	}
 	if err := f.mayRead(ctx, s.Image); err != nil {
 		return err
 	}
 	if f.draining.Load() {
-		return &failure.Error{Code: failure.Unavailable, Phase: failure.Queue, Blame: failure.Builder, Retryable: true,
-			Message: "the daemon is stopping", Hint: "deploy again in a moment"}
+		return errDraining
 	}
 	return nil
 }
@@ -149,6 +150,9 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 // record writes the build down, or finds the one with the same key.
 func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Build, bool, error) {
 	p, key := caller(ctx), start.IdempotencyKey
+	if err := f.claim(ctx, start); err != nil {
+		return nil, false, err
+	}
 	if start.PlanOnly {
 		key = "" // what it says is of the moment, and it must not stand for a build
 	}
@@ -162,8 +166,37 @@ func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Bu
 	return b, false, err
 }
 
-// submit opens the build's log and session and queues it.
+// claim makes the app one of the caller's org, if it is nobody's; to plan, it
+// need not be anybody's. What BuildKit's clients build may be for no app.
+func (f *Front) claim(ctx context.Context, start *slipwayv1.Start) error {
+	a := accessOf(ctx)
+	if !appName.MatchString(start.App) {
+		return nil
+	}
+	if !start.PlanOnly {
+		return refused(a.guard.Claim(ctx, a.principal, start.App))
+	}
+	owner, err := a.guard.Owner(ctx, start.App)
+	if err == nil && owner != "" {
+		err = refused(a.guard.Claim(ctx, a.principal, start.App))
+	}
+	return err
+}
+
+// submit opens the log and session of a deploy and queues it.
 func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.Start, out *sender) (*session, error) {
+	return f.enqueue(ctx, b, start, func(s *session) error {
+		s.send = out.send
+		if out.accepted(b.ID, false) != nil {
+			return errClientLost
+		}
+		return nil
+	})
+}
+
+// enqueue opens the log and session of a build and queues it, once accept has
+// told its client.
+func (f *Front) enqueue(ctx context.Context, b *records.Build, start *slipwayv1.Start, accept func(*session) error) (*session, error) {
 	ctx = context.WithoutCancel(ctx) // a client that goes now is like one that goes later
 	raw, err := proto.Marshal(start)
 	if err != nil {
@@ -174,14 +207,14 @@ func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.S
 		return nil, f.refuse(ctx, b, nil, err)
 	}
 	s := newSession(b.ID, start, f.opts.Cache.Org(b.Org), log)
-	s.send = out.send
 	s.alert = func(err error) { f.opts.Log.Error("build log", "build", b.ID, "err", err) }
 	f.hub.add(s) // before anybody knows the id, and cancels it
-	if err := out.accepted(b.ID, false); err != nil {
+	f.bind(ctx, s)
+	if err := accept(s); err != nil {
 		f.hub.remove(b.ID)
-		return nil, f.refuse(ctx, b, log, errClientLost)
+		return nil, f.refuse(ctx, b, log, err)
 	}
-	if err := f.opts.Engine.Submit(ctx, fleet.Job{ID: b.ID, Org: b.Org, App: b.App, Payload: raw}); err != nil {
+	if err := f.opts.Engine.Submit(ctx, fleet.Job{ID: b.ID, Org: b.Org, App: s.lane(b.App), Payload: raw}); err != nil {
 		f.hub.remove(b.ID)
 		return nil, f.refuse(ctx, b, log, err)
 	}
@@ -189,6 +222,21 @@ func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.S
 		f.stop(ctx, b.ID, failure.As(cause))
 	}
 	return s, nil
+}
+
+// bind ends a build if the token that started it is revoked, also when nobody
+// watches it. That the token expires does not matter: it was good when the
+// build began.
+func (f *Front) bind(ctx context.Context, s *session) {
+	a := accessOf(ctx)
+	a.principal.Expires = time.Time{}
+	good, leave := a.guard.Enter(context.WithoutCancel(ctx), a.principal)
+	stop := context.AfterFunc(good, func() {
+		if cause := endedCause(good); cause != nil {
+			f.stop(context.WithoutCancel(good), s.id, failure.As(cause))
+		}
+	})
+	f.hub.atEnd(s.id, func() { stop(); leave() })
 }
 
 // refuse records that a build could not be queued, and ends its log for those
@@ -280,6 +328,7 @@ func (f *Front) positions(ctx context.Context, s *session) {
 	tell := func() {
 		if open && at > 0 {
 			s.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Queued{Queued: &slipwayv1.Queued{Position: uint32(at)}}})
+			s.place(at)
 		}
 	}
 	timer := time.AfterFunc(patience, func() {

@@ -10,7 +10,7 @@ import (
 
 // mayRead checks that the caller may pull what a prebuilt image names, if that
 // lies in the embedded registry: the daemon reads there without asking it. An
-// app's repository is its org's, the first one that built the app.
+// app's repository is its org's.
 func (f *Front) mayRead(ctx context.Context, image string) error {
 	if image == "" || f.opts.Repository == nil {
 		return nil
@@ -19,7 +19,7 @@ func (f *Front) mayRead(ctx context.Context, image string) error {
 	if !own {
 		return nil
 	}
-	owner, err := f.opts.Records.Owner(ctx, repository)
+	owner, err := accessOf(ctx).guard.Owner(ctx, repository)
 	if err != nil || mirrored && owner == "" {
 		return err // what the operator mirrors is for everybody
 	}

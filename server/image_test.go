@@ -10,6 +10,7 @@ import (
 	"github.com/slipwayhq/slipway/fleet"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/server"
+	"github.com/slipwayhq/slipway/server/records"
 )
 
 // Who may not pull from a repository of the embedded registry gets nothing out
@@ -26,9 +27,7 @@ func TestImageOfAnotherOrg(t *testing.T) {
 			return "", false, false
 		}
 	})
-	// Both orgs may build apps of any name; the first has the repository.
 	d.call("acme", &slipwayv1.Start{App: "billing"}).result()
-	d.call("globex", &slipwayv1.Start{App: "billing"}).result()
 	for _, tc := range []struct {
 		token, image string
 		refused      bool
@@ -44,12 +43,37 @@ func TestImageOfAnotherOrg(t *testing.T) {
 		{"shop", "hub.test/library/debian:v1", false},   // what is mirrored is for all
 		{"globex", "elsewhere.test/billing:v1", false},
 	} {
-		c := d.open(tc.token)
-		c.start(&slipwayv1.Start{App: "shop", Pipeline: slipwayv1.Pipeline_PIPELINE_PREBUILT, Image: tc.image})
+		c, app := d.open(tc.token), "shop"
+		if tc.token == "globex" {
+			app = "store"
+		}
+		c.start(&slipwayv1.Start{App: app, Pipeline: slipwayv1.Pipeline_PIPELINE_PREBUILT, Image: tc.image})
 		_, err := c.stream.Recv()
 		if refused := status.Code(err) == codes.PermissionDenied; refused != tc.refused || !refused && err != nil {
 			t.Errorf("%s deploys %s: %v", tc.token, tc.image, err)
 		}
 		c.cancel()
+	}
+}
+
+// The name of an app is that of a repository: the org that has it first keeps
+// it, and others hear no more than that.
+func TestAppOfAnotherOrg(t *testing.T) {
+	d := start(t, &script{}, 1)
+	c := d.call("acme", shop())
+	c.result()
+	for _, plan := range []bool{false, true} {
+		s := shop()
+		s.PlanOnly, s.IdempotencyKey = plan, "k"
+		other := d.open("globex")
+		other.start(s)
+		_, err := other.stream.Recv()
+		if status.Code(err) != codes.PermissionDenied || strings.Contains(status.Convert(err).Message(), "acme") {
+			t.Errorf("globex builds an app of acme's: %v", err)
+		}
+		other.cancel()
+	}
+	if list, err := d.records.List(t.Context(), records.Query{Org: "globex", Limit: 9}); err != nil || len(list) > 0 {
+		t.Errorf("globex has builds %v, %v", list, err)
 	}
 }

@@ -61,10 +61,14 @@ func (a *Admin) Principal(_ context.Context, id string) (Principal, error) {
 	return Principal{}, ErrUnauthorized
 }
 
+const adminName = "admin"
+
 func admin() Principal {
 	return Principal{
-		ID:     "admin",
-		Name:   "admin",
+		ID:     adminName,
+		Name:   adminName,
+		User:   adminName,
+		Role:   RoleAdmin,
 		Org:    DefaultOrg,
 		Type:   TypeAdmin,
 		Scopes: Scopes(TypeAdmin),

@@ -47,8 +47,12 @@ func (t *Token) Status(now time.Time) string {
 	return StatusActive
 }
 
-// Principal returns whom the token stands for if its user has that role.
+// Principal returns whom the token stands for if its user has that role, which
+// only counts where a person logs in with it.
 func (t *Token) Principal(role string) Principal {
+	if t.Type != TypeUser && t.Type != TypeAdmin {
+		role = RoleDeveloper
+	}
 	return Principal{
 		ID: t.ID, Name: t.Name, Org: t.Org, Type: t.Type, App: t.App, Env: t.Env, Permission: t.Permission, Command: t.Command,
 		User: t.User, Role: role, Scopes: scopesOf(t.Type, t.Permission, role), Expires: t.Expires, Session: t.Session,

@@ -45,7 +45,8 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 	return nil
 }
 
-// openAPI joins BuildKit's own API to the rest: the same tokens, the same push.
+// openAPI joins BuildKit's own API to the rest: the same tokens, the same
+// queue, the same push.
 func (d *daemon) openAPI(b *builder.Builder) {
 	d.api = d.buildkit.API(buildkit.APIOptions{
 		Builder: b,
@@ -61,7 +62,7 @@ func (d *daemon) openAPI(b *builder.Builder) {
 			return path, d.isLocal(host)
 		},
 		Code:  server.StatusCode,
-		Begin: d.counts.Begin, End: d.counts.End,
+		Queue: d.server,
 	})
 }
 

@@ -55,6 +55,7 @@ type daemon struct {
 	registry *registry.Registry
 	engine   fleet.Engine
 	records  *records.Store
+	pulls    *server.PullLog
 	runner   *sandbox.Runner
 	git      *gitfetch.Fetcher
 	buildkit *buildkit.Engine
@@ -74,7 +75,7 @@ func start(ctx context.Context, c *config, log *slog.Logger) (*daemon, error) {
 	d := &daemon{config: c, log: log, metrics: prometheus.NewRegistry()}
 	for _, open := range []func(context.Context) error{
 		d.openRoot, d.listen, d.openTokens, d.openMetrics, d.openCache, d.openRegistry,
-		d.openPush, d.openFleet, d.openRecords, d.openSandbox, d.openGit, d.openBuildKit, d.openServer,
+		d.openPush, d.openFleet, d.openRecords, d.openPulls, d.openSandbox, d.openGit, d.openBuildKit, d.openServer,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, d.close())
@@ -311,6 +312,13 @@ func (d *daemon) openRecords(ctx context.Context) (err error) {
 	return nil
 }
 
+// openPulls starts to note what environments pull.
+func (d *daemon) openPulls(context.Context) error {
+	d.pulls = server.StartPullLog(d.records, registryImages{d.registry}, d.log.With("part", "pulls"))
+	d.closing(d.pulls.Close)
+	return nil
+}
+
 func (d *daemon) openSandbox(ctx context.Context) (err error) {
 	d.runner, err = sandbox.New(ctx, sandbox.Options{
 		Root: d.dir("sandbox"), Runc: d.config.runc, Network: d.config.networkMode, BuildCA: d.config.buildCA,
@@ -355,8 +363,8 @@ func (d *daemon) openServer(ctx context.Context) error {
 		MaxSize: d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, History: server.History(d.records), Log: d.log,
 	})
 	d.server = server.New(server.Options{
-		Version: version, Auth: d.auth, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
-		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
+		Version: version, Auth: oneToken{d.auth, d.records}, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
+		Registry: d.host, Repository: d.ownRepository, Images: registryImages{d.registry}, Pulls: d.pulls, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
 	d.openAPI(b)
