@@ -58,7 +58,9 @@ var arrows = map[string][]string{
 	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
 	"server/records": {},
 
-	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "tokens", "unixsocket"},
+	"web": {"proto"},
+
+	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "sqldb", "tokens", "unixsocket", "web"},
 	"cmd/slipway":  {"buildctx", "proto", "sshagent", "unixsocket"},
 	"examples":     {},
 }

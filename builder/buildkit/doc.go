@@ -14,6 +14,8 @@
 //     times decide nothing.
 //   - Git runs in package builder/gitfetch, which reaches what steps may reach
 //     (git.go).
+//   - A Dockerfile that may name an SSH server is read in a process without a
+//     network (dockerfile.go, apart.go).
 //   - A step runs in the sandbox of package builder/sandbox (subpackage
 //     executor) and is stopped when it writes past the limit (watch.go).
 //   - Layers are made by package builder/layer ([compression]) as soon as their

@@ -33,6 +33,7 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 	}
 	d.buildkit, err = buildkit.New(buildkit.Options{
 		Cache: d.cache, Root: d.dir("buildkit"), MaxSize: d.config.maxRootFSBytes, Fetch: fetch, Git: d.git,
+		Apart: []string{"/proc/self/exe", readApart},
 		Executor: executor.Options{Runner: d.runner, Network: d.config.networkMode, Log: d.log.With("part", "buildkit"),
 			Limits: sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids}},
 		Hosts: func(string) docker.RegistryHosts { return images.Hosts },

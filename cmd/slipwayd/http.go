@@ -18,8 +18,9 @@ import (
 	"github.com/slipwayhq/slipway/registry"
 )
 
-// handler serves the registry, metrics and health.
-func (d *daemon) handler() http.Handler {
+// handler serves the registry, metrics, health and, unless that is nil, the
+// pages for people.
+func (d *daemon) handler(pages http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/v2/", d.registry.Handler())
 	mux.Handle("/metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
@@ -27,6 +28,10 @@ func (d *daemon) handler() http.Handler {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = io.WriteString(w, "ok\n")
 	})
+	if pages != nil {
+		mux.Handle("/", pages)
+		return mux
+	}
 	mux.HandleFunc("/{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, "slipwayd %s\nregistry: /v2/   metrics: /metrics   health: /healthz\n", version)
 	})

@@ -68,6 +68,7 @@ type Client struct {
 	system slipwayv1.SystemServiceClient
 	tokens slipwayv1.TokenServiceClient
 	orgs   slipwayv1.OrgServiceClient
+	envs   slipwayv1.EnvironmentServiceClient
 }
 
 // New returns a client of the daemon that o names. It does not connect yet:
@@ -106,6 +107,7 @@ func New(o Options) (*Client, error) {
 		system: slipwayv1.NewSystemServiceClient(conn),
 		tokens: slipwayv1.NewTokenServiceClient(conn),
 		orgs:   slipwayv1.NewOrgServiceClient(conn),
+		envs:   slipwayv1.NewEnvironmentServiceClient(conn),
 	}, nil
 }
 
