@@ -2,8 +2,11 @@ package oidc_test
 
 import (
 	"context"
+	"crypto/elliptic"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"math/big"
 	"net/http"
 	"strings"
 	"sync"
@@ -88,7 +91,11 @@ func TestExchangeRefuses(t *testing.T) {
 		})
 	}
 	for name, r := range map[string]tokens.ExchangeRequest{"another rule": {Rule: "other"}, "another org": {Org: "other"}, "a browser": {Session: true, Nonce: "n"}} {
-		r.IDToken = x.issuer.Token("us", good)
+		claims := good
+		if r.Session {
+			claims = with("nonce", "n")
+		}
+		r.IDToken = x.issuer.Token("us", claims)
 		if _, _, _, err := x.Exchange(tokens.From(t.Context(), name), r); !errors.Is(err, tokens.ErrUnauthorized) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -141,6 +148,25 @@ func TestExchangeOnce(t *testing.T) {
 	}
 	if left := time.Until(time.UnixMilli(soonest)); left < 5*time.Minute+time.Minute {
 		t.Errorf("forgotten in %v, while the token may still be good", left)
+	}
+}
+
+// A signature of this kind can be turned into another one that is as good.
+func TestExchangeOnceWithAnotherSignature(t *testing.T) {
+	x := newExchanger(t)
+	x.trust(t, tokens.Trust{Name: "shop", Type: tokens.TypeReadOnly, Claims: map[string]string{"sub": "somebody"}})
+	id := x.issuer.Token("us", map[string]any{"jti": nil})
+	at := strings.LastIndexByte(id, '.') + 1
+	signature, err := base64.RawURLEncoding.DecodeString(id[at:])
+	check(t, err)
+	s := new(big.Int).SetBytes(signature[32:])
+	s.Sub(elliptic.P256().Params().N, s).FillBytes(signature[32:])
+	twin := id[:at] + base64.RawURLEncoding.EncodeToString(signature)
+	for n, token := range []string{id, twin} {
+		_, _, _, err := x.Exchange(t.Context(), tokens.ExchangeRequest{IDToken: token})
+		if n == 0 && err != nil || n == 1 && (err == nil || !strings.Contains(err.Error(), "exchanged before")) {
+			t.Errorf("exchange %d: %v", n+1, err)
+		}
 	}
 }
 
@@ -206,6 +232,10 @@ func TestExchangeSignsIn(t *testing.T) {
 				t.Errorf("stands for %+v, %v", p, err)
 			}
 		})
+	}
+	unasked := x.issuer.Token("us", map[string]any{"groups": staff, "preferred_username": "bob"})
+	if _, _, _, err := x.Exchange(tokens.From(t.Context(), "unasked"), tokens.ExchangeRequest{IDToken: unasked, Session: true}); err == nil {
+		t.Error("signed in with an ID token that was made for no sign-in")
 	}
 	for name, r := range map[string]tokens.ExchangeRequest{"another nonce": {Session: true, Nonce: "m"}, "no nonce": {Session: true}, "no session": {}} {
 		r.IDToken = x.issuer.Token("us", map[string]any{"groups": staff, "nonce": "n", "preferred_username": "bob"})
