@@ -24,6 +24,7 @@ var arrows = map[string][]string{
 	"limits":           {},
 	"pushd":            {},
 	"tokens":           {},
+	"tokens/oidc":      {"tokens"},
 	"fleet":            {},
 	"proto":            {},
 	"registry":         {},
@@ -59,7 +60,9 @@ var arrows = map[string][]string{
 	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
 	"server/records": {},
 
-	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "tokens", "unixsocket"},
+	"web": {"proto"},
+
+	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "tokens", "unixsocket", "web"},
 	"cmd/slipway":  {"buildctx", "proto", "sshagent", "unixsocket"},
 	"examples":     {},
 }

@@ -180,7 +180,7 @@ func address(ctx context.Context) string {
 	switch from.Addr.Network() {
 	case "unix":
 		return "unix"
-	case "bufconn":
+	case inside:
 		md, _ := metadata.FromIncomingContext(ctx)
 		return strings.Join(md.Get(clientHeader), " ")
 	}
@@ -207,8 +207,7 @@ func (f *Front) principal(ctx context.Context, method string) (tokens.Principal,
 	var many *tokens.TooManyError
 	switch {
 	case errors.As(err, &many):
-		return tokens.Principal{}, &failure.Error{Code: failure.Busy, Phase: failure.Auth, Blame: failure.User, Retryable: true, Err: err,
-			Message: many.Error(), Hint: "check the token meanwhile"}
+		return tokens.Principal{}, tooMany(many)
 	case errors.Is(err, tokens.ErrUnauthorized), errors.Is(err, tokens.ErrExpired):
 		return tokens.Principal{}, unauthorized(err.Error(), err)
 	case err != nil:

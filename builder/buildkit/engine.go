@@ -36,6 +36,10 @@ type Options struct {
 
 	Git *gitfetch.Fetcher // for Git repositories; nil refuses them
 
+	// Apart is a command that calls [ReadApart], for Dockerfiles that must be
+	// read without a network; without one they are refused.
+	Apart []string
+
 	MaxSize int64 // of an unpacked layer of a base image, in bytes, as builder.Options has it
 
 	Parallel int // steps of an org at once; 0 means one a core

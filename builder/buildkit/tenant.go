@@ -20,7 +20,6 @@ import (
 	"github.com/moby/buildkit/control"
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/frontend/gateway"
-	"github.com/moby/buildkit/frontend/gateway/forwarder"
 	"github.com/moby/buildkit/session"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver"
@@ -252,7 +251,7 @@ func (o *opener) openControl(ctx context.Context) error {
 		SessionManager:   o.sessions,
 		WorkerController: workers,
 		Frontends: map[string]frontend.Frontend{
-			"dockerfile.v0": &marker{Frontend: forwarder.NewGatewayForwarder(workers.Infos(), readDockerfile), tenant: o.tenant},
+			"dockerfile.v0": &marker{Frontend: newDockerfiles(workers.Infos(), o.engine.opts.Apart), tenant: o.tenant},
 			"gateway.v0":    &marker{Frontend: images, tenant: o.tenant},
 		},
 		CacheManager: o.results,

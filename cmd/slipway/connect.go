@@ -67,6 +67,10 @@ func (p *program) connection() (*connection, error) {
 	c.Version, c.Timeout = p.version, p.flags.timeout
 	c.Reattach, c.CancelWait = p.reattach, p.cancelWait
 	c.Token, c.tokenFrom = p.token(known.Token)
+	if c.Token == "" && p.getenv(oidcVariable) == "1" {
+		o := c.Options
+		c.Source, c.tokenFrom = func(ctx context.Context) (string, error) { return p.exchanged(ctx, o) }, "an ID token (SLIPWAY_OIDC=1)"
+	}
 	return c, nil
 }
 

@@ -25,7 +25,7 @@ func (p *program) tokens() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(p.tokensCreate(), p.tokensDerive(), p.tokensList(), p.tokensShow(), p.tokensRevoke(), p.tokensDelete())
+	cmd.AddCommand(p.tokensCreate(), p.tokensDerive(), p.tokensExchange(), p.tokensList(), p.tokensShow(), p.tokensRevoke(), p.tokensDelete())
 	return cmd
 }
 

@@ -33,6 +33,7 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 	}
 	d.buildkit, err = buildkit.New(buildkit.Options{
 		Cache: d.cache, Root: d.dir("buildkit"), MaxSize: d.config.maxRootFSBytes, Fetch: fetch, Git: d.git,
+		Apart: []string{"/proc/self/exe", readApart},
 		Executor: executor.Options{Runner: d.runner, Network: d.config.networkMode, Log: d.log.With("part", "buildkit"),
 			Limits: sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids}},
 		Hosts: func(string) docker.RegistryHosts { return images.Hosts },
@@ -45,7 +46,8 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 	return nil
 }
 
-// openAPI joins BuildKit's own API to the rest: the same tokens, the same push.
+// openAPI joins BuildKit's own API to the rest: the same tokens, the same
+// queue, the same push.
 func (d *daemon) openAPI(b *builder.Builder) {
 	d.api = d.buildkit.API(buildkit.APIOptions{
 		Builder: b,
@@ -61,7 +63,7 @@ func (d *daemon) openAPI(b *builder.Builder) {
 			return path, d.isLocal(host)
 		},
 		Code:  server.StatusCode,
-		Begin: d.counts.Begin, End: d.counts.End,
+		Queue: d.server,
 	})
 }
 

@@ -50,11 +50,12 @@ type daemon struct {
 	metrics  *prometheus.Registry
 	counts   *server.Metrics
 	uploads  *pushd.JournalDir
-	auth     tokens.Authenticator
+	auth     principals
 	cache    *layercache.Store
 	registry *registry.Registry
 	engine   fleet.Engine
 	records  *records.Store
+	pulls    *server.PullLog
 	runner   *sandbox.Runner
 	git      *gitfetch.Fetcher
 	buildkit *buildkit.Engine
@@ -74,7 +75,7 @@ func start(ctx context.Context, c *config, log *slog.Logger) (*daemon, error) {
 	d := &daemon{config: c, log: log, metrics: prometheus.NewRegistry()}
 	for _, open := range []func(context.Context) error{
 		d.openRoot, d.listen, d.openTokens, d.openMetrics, d.openCache, d.openRegistry,
-		d.openPush, d.openFleet, d.openRecords, d.openSandbox, d.openGit, d.openBuildKit, d.openServer,
+		d.openPush, d.openFleet, d.openRecords, d.openPulls, d.openSandbox, d.openGit, d.openBuildKit, d.openServer,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, d.close())
@@ -273,7 +274,8 @@ func (d *daemon) openCache(ctx context.Context) (err error) {
 
 func (d *daemon) openRegistry(ctx context.Context) (err error) {
 	d.registry, err = registry.Open(ctx, registry.Options{
-		Root: d.dir("registry"), Host: d.host, Access: registryAccess{d.auth}, Log: d.log.With("part", "registry"),
+		Root: d.dir("registry"), Host: d.host, Proxied: d.config.behindProxy, Log: d.log.With("part", "registry"),
+		Access: registryAccess{principals: d.auth, owner: singleOrg},
 	})
 	if err != nil {
 		return fmt.Errorf("registry: %w", err)
@@ -307,6 +309,13 @@ func (d *daemon) openRecords(ctx context.Context) (err error) {
 		return err
 	}
 	d.closing(d.records.Close)
+	return nil
+}
+
+// openPulls starts to note what environments pull.
+func (d *daemon) openPulls(context.Context) error {
+	d.pulls = server.StartPullLog(d.records, registryImages{d.registry}, d.log.With("part", "pulls"))
+	d.closing(d.pulls.Close)
 	return nil
 }
 
@@ -355,7 +364,7 @@ func (d *daemon) openServer(ctx context.Context) error {
 	})
 	d.server = server.New(server.Options{
 		Version: version, Auth: oneToken{d.auth, d.records}, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
-		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
+		Registry: d.host, Repository: d.ownRepository, Images: registryImages{d.registry}, Pulls: d.pulls, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
 	d.openAPI(b)
@@ -420,7 +429,12 @@ func (d *daemon) serve(ctx context.Context) error {
 	g := grpc.NewServer(append(d.server.ServerOptions(), grpc.Creds(d.credentials()))...)
 	d.server.Register(g)
 	d.api.Register(g)
-	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
+	pages, closePages, err := d.openPages(g)
+	if err != nil {
+		return err
+	}
+	defer closePages()
+	web := &http.Server{Handler: d.handler(pages), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
 
 	var running sync.WaitGroup
 	failed := make(chan error, 3)
@@ -441,7 +455,6 @@ func (d *daemon) serve(ctx context.Context) error {
 	})
 	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "gzip", compress.GzipMaker)
 
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:

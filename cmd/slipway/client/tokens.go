@@ -18,6 +18,30 @@ func (c *Client) DeriveToken(ctx context.Context, req *slipwayv1.DeriveTokenRequ
 	return call(ctx, c, c.tokens.DeriveToken, req)
 }
 
+// ExchangeToken gives a token for one of an OIDC issuer. The client needs none
+// of its own.
+func (c *Client) ExchangeToken(ctx context.Context, req *slipwayv1.ExchangeTokenRequest) (*slipwayv1.ExchangeTokenResponse, error) {
+	return call(ctx, c, c.tokens.ExchangeToken, req)
+}
+
+// CreateTrust lets tokens of an OIDC issuer be exchanged.
+func (c *Client) CreateTrust(ctx context.Context, t *slipwayv1.Trust) (*slipwayv1.Trust, error) {
+	r, err := call(ctx, c, c.orgs.CreateTrust, &slipwayv1.CreateTrustRequest{Trust: t})
+	return r.GetTrust(), err
+}
+
+// ListTrusts returns the org's trust rules, newest first.
+func (c *Client) ListTrusts(ctx context.Context) ([]*slipwayv1.Trust, error) {
+	r, err := call(ctx, c, c.orgs.ListTrusts, &slipwayv1.ListTrustsRequest{})
+	return r.GetTrusts(), err
+}
+
+// DeleteTrust removes a trust rule by its ID.
+func (c *Client) DeleteTrust(ctx context.Context, id string) error {
+	_, err := call(ctx, c, c.orgs.DeleteTrust, &slipwayv1.DeleteTrustRequest{Id: id})
+	return err
+}
+
 // ListTokens returns tokens, newest first.
 func (c *Client) ListTokens(ctx context.Context, req *slipwayv1.ListTokensRequest) ([]*slipwayv1.Token, error) {
 	r, err := call(ctx, c, c.tokens.ListTokens, req)

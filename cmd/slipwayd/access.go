@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/slipwayhq/slipway/registry"
+	"github.com/slipwayhq/slipway/tokens"
+)
+
+// principals knows tokens, by value and by ID.
+type principals interface {
+	tokens.Authenticator
+
+	// Principal returns whom the token of that ID stands for now. Its errors
+	// are those of Authenticate.
+	Principal(ctx context.Context, id string) (tokens.Principal, error)
+}
+
+// An ownerFunc says whose repository of the registry one is: it returns the org
+// whose app has that name, or "" if there is no such app. With a principal, it
+// makes the app its org's if there is none.
+type ownerFunc func(ctx context.Context, repository string, claim *tokens.Principal) (org string, err error)
+
+// registryAccess lets tokens into the registry: any user name, a token as
+// password. Who is inside the daemon may read.
+type registryAccess struct {
+	principals principals
+	owner      ownerFunc
+}
+
+// insideID stands for who is inside the daemon. No token has it.
+const insideID = "inside"
+
+// scopes says which scope an action of the registry needs.
+var scopes = map[string]string{
+	registry.ActionPull: tokens.ScopeRegistryPull, registry.ActionPush: tokens.ScopeRegistryPush,
+	registry.ActionDelete: tokens.ScopeRegistryDelete, registry.ActionCatalog: tokens.ScopeRegistryList,
+}
+
+// Authenticate implements registry.Access.
+func (a registryAccess) Authenticate(ctx context.Context, _, secret string) (string, error) {
+	if ctx.Value(inside{}) != nil {
+		return insideID, nil
+	}
+	p, err := a.principals.Authenticate(ctx, secret)
+	return p.ID, refused(err)
+}
+
+// Authorize implements registry.Access.
+func (a registryAccess) Authorize(ctx context.Context, id, repository string, actions ...string) error {
+	if ctx.Value(inside{}) != nil {
+		return allowInside(actions)
+	}
+	p, err := a.principals.Principal(ctx, id)
+	if err != nil {
+		return refused(err)
+	}
+	if err := a.allow(ctx, p, repository, actions); err != nil {
+		return err
+	}
+	if !slices.Contains(actions, registry.ActionPush) {
+		return nil
+	}
+	org, err := a.owner(ctx, repository, &p)
+	if err == nil && org != p.Org { // somebody was faster
+		err = foreign(p, repository)
+	}
+	return err
+}
+
+// Allowed implements registry.Access.
+func (a registryAccess) Allowed(ctx context.Context, id, repository string, actions ...string) ([]string, error) {
+	if ctx.Value(inside{}) != nil {
+		return []string{registry.ActionPull}, nil
+	}
+	p, err := a.principals.Principal(ctx, id)
+	if err != nil {
+		return nil, refused(err)
+	}
+	var out []string
+	for _, action := range actions {
+		switch err := a.allow(ctx, p, repository, []string{action}); {
+		case err == nil:
+			out = append(out, action)
+		case !errors.Is(err, registry.ErrDenied):
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// Watch implements registry.Watcher, as far as who knows the tokens does.
+func (a registryAccess) Watch(ctx context.Context, id string) context.Context {
+	if w, ok := a.principals.(registry.Watcher); ok && ctx.Value(inside{}) == nil {
+		return w.Watch(ctx, id)
+	}
+	return ctx
+}
+
+// allow decides whether a principal may do all of the actions in a repository
+// of its org, or of nobody yet.
+func (a registryAccess) allow(ctx context.Context, p tokens.Principal, repository string, actions []string) error {
+	for _, action := range actions {
+		app := repository
+		if action == registry.ActionCatalog {
+			app = p.App // the registry leaves out what it may not see
+		}
+		if err := tokens.Allow(p, scopes[action], app); err != nil {
+			return fmt.Errorf("%w: %v", registry.ErrDenied, err)
+		}
+	}
+	if repository == "" {
+		return nil
+	}
+	org, err := a.owner(ctx, repository, nil)
+	if err != nil {
+		return err
+	}
+	// What is nobody's yet is there only for those who may make it theirs: to
+	// others it looks like what belongs to another org.
+	if org != p.Org && (org != "" || tokens.Allow(p, tokens.ScopeRegistryPush, repository) != nil) {
+		return foreign(p, repository)
+	}
+	return nil
+}
+
+func foreign(p tokens.Principal, repository string) error {
+	return fmt.Errorf("%w: org %q has no app %q", registry.ErrDenied, p.Org, repository)
+}
+
+func allowInside(actions []string) error {
+	if slices.ContainsFunc(actions, func(a string) bool { return a != registry.ActionPull }) {
+		return registry.ErrDenied
+	}
+	return nil
+}
+
+// refused returns why a token is no good as the registry tells its clients;
+// other errors, and nil, as they are.
+func refused(err error) error {
+	for _, e := range []error{tokens.ErrUnauthorized, tokens.ErrExpired, tokens.ErrMalformed} {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w: %v", registry.ErrUnauthorized, err)
+		}
+	}
+	return err
+}
+
+// singleOrg is the ownerFunc of a daemon whose apps all belong to one org.
+func singleOrg(context.Context, string, *tokens.Principal) (string, error) {
+	return tokens.DefaultOrg, nil
+}
