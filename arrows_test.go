@@ -62,7 +62,7 @@ var arrows = map[string][]string{
 
 	"web": {"proto"},
 
-	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "tokens", "unixsocket", "web"},
+	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "sqldb", "tokens", "unixsocket", "web"},
 	"cmd/slipway":  {"buildctx", "proto", "sshagent", "unixsocket"},
 	"examples":     {},
 }

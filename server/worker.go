@@ -116,8 +116,11 @@ func (w *Worker) do(ctx context.Context, task *fleet.Task, free *places) {
 	}
 	defer w.hub.remove(task.ID)
 	res, err := conclude(ctx, &w.opts, b, res, release)
-	if err := errors.Join(err, tell(ctx, log, res)); err != nil {
+	if err != nil {
 		w.opts.Log.Error("end of build", "build", task.ID, "err", err)
+	}
+	if err := tell(ctx, log, res); err != nil {
+		w.opts.Log.Error("log of build", "build", task.ID, "err", err)
 	}
 	if err := task.Done(ctx); err != nil {
 		w.opts.Log.Error("queue", "build", task.ID, "err", err)

@@ -44,6 +44,10 @@ type TokenStore interface {
 	// A removed user's tokens were revoked with it.
 	TokenByHash(ctx context.Context, hash Digest) (t Token, role string, err error)
 
+	// TokenByID is TokenByHash for the ID of a token of any org, for who was
+	// let in with the token before.
+	TokenByID(ctx context.Context, id string) (t Token, role string, err error)
+
 	// Token returns a token by its ID, of an org. ErrNotFound.
 	Token(ctx context.Context, org, id string) (Token, error)
 

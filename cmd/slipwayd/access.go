@@ -17,6 +17,9 @@ type principals interface {
 	// Principal returns whom the token of that ID stands for now. Its errors
 	// are those of Authenticate.
 	Principal(ctx context.Context, id string) (tokens.Principal, error)
+
+	// Allow is [tokens.Allow] as a decision that is recorded.
+	Allow(ctx context.Context, p tokens.Principal, action, app string) error
 }
 
 // An ownerFunc says whose repository of the registry one is: it returns the org
@@ -45,7 +48,7 @@ func (a registryAccess) Authenticate(ctx context.Context, _, secret string) (str
 	if ctx.Value(inside{}) != nil {
 		return insideID, nil
 	}
-	p, err := a.principals.Authenticate(ctx, secret)
+	p, err := a.principals.Authenticate(tokens.From(ctx, registry.RemoteAddr(ctx)), secret)
 	return p.ID, refused(err)
 }
 
@@ -58,7 +61,9 @@ func (a registryAccess) Authorize(ctx context.Context, id, repository string, ac
 	if err != nil {
 		return refused(err)
 	}
-	if err := a.allow(ctx, p, repository, actions); err != nil {
+	ctx = tokens.From(ctx, registry.RemoteAddr(ctx))
+	record := func(action, app string) error { return a.principals.Allow(ctx, p, action, app) }
+	if err := a.allow(ctx, p, repository, actions, record); err != nil {
 		return err
 	}
 	if !slices.Contains(actions, registry.ActionPush) {
@@ -80,9 +85,10 @@ func (a registryAccess) Allowed(ctx context.Context, id, repository string, acti
 	if err != nil {
 		return nil, refused(err)
 	}
+	look := func(action, app string) error { return tokens.Allow(p, action, app) }
 	var out []string
 	for _, action := range actions {
-		switch err := a.allow(ctx, p, repository, []string{action}); {
+		switch err := a.allow(ctx, p, repository, []string{action}, look); {
 		case err == nil:
 			out = append(out, action)
 		case !errors.Is(err, registry.ErrDenied):
@@ -101,14 +107,14 @@ func (a registryAccess) Watch(ctx context.Context, id string) context.Context {
 }
 
 // allow decides whether a principal may do all of the actions in a repository
-// of its org, or of nobody yet.
-func (a registryAccess) allow(ctx context.Context, p tokens.Principal, repository string, actions []string) error {
+// of its org, or of nobody yet. decide is asked about each of them.
+func (a registryAccess) allow(ctx context.Context, p tokens.Principal, repository string, actions []string, decide func(action, app string) error) error {
 	for _, action := range actions {
 		app := repository
 		if action == registry.ActionCatalog {
 			app = p.App // the registry leaves out what it may not see
 		}
-		if err := tokens.Allow(p, scopes[action], app); err != nil {
+		if err := decide(scopes[action], app); err != nil {
 			return fmt.Errorf("%w: %v", registry.ErrDenied, err)
 		}
 	}
@@ -141,6 +147,9 @@ func allowInside(actions []string) error {
 // refused returns why a token is no good as the registry tells its clients;
 // other errors, and nil, as they are.
 func refused(err error) error {
+	if many := (*tokens.TooManyError)(nil); errors.As(err, &many) {
+		return &registry.TooManyError{After: many.Wait}
+	}
 	for _, e := range []error{tokens.ErrUnauthorized, tokens.ErrExpired, tokens.ErrMalformed} {
 		if errors.Is(err, e) {
 			return fmt.Errorf("%w: %v", registry.ErrUnauthorized, err)
@@ -149,7 +158,15 @@ func refused(err error) error {
 	return err
 }
 
-// singleOrg is the ownerFunc of a daemon whose apps all belong to one org.
-func singleOrg(context.Context, string, *tokens.Principal) (string, error) {
-	return tokens.DefaultOrg, nil
+// owner is the ownerFunc of an authority's apps.
+func owner(a *tokens.Authority) ownerFunc {
+	return func(ctx context.Context, repository string, claim *tokens.Principal) (string, error) {
+		if claim != nil {
+			err := a.Claim(ctx, *claim, repository)
+			if err != nil && !errors.Is(err, tokens.ErrDenied) {
+				return "", err
+			}
+		}
+		return a.Owner(ctx, repository)
+	}
 }

@@ -57,6 +57,7 @@ type config struct {
 	oidcClient   string
 	oidcSecret   string
 	oidcScopes   []string
+	oidcCA       string
 	logFormat    string
 	logLevel     string
 
@@ -106,6 +107,7 @@ func (c *config) register(f *pflag.FlagSet) {
 	f.StringVar(&c.oidcClient, "oidc-client-id", "", "ID that the provider knows this daemon by")
 	f.StringVar(&c.oidcSecret, "oidc-client-secret-file", "", "file with the secret of --oidc-client-id; left out for a public client")
 	f.StringSliceVar(&c.oidcScopes, "oidc-scope", []string{"profile", "email"}, "scopes to ask the provider for besides openid; repeatable")
+	f.StringVar(&c.oidcCA, "oidc-ca", "", "PEM certificates to trust besides the system's when OIDC issuers are asked for their keys")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 }
