@@ -46,10 +46,16 @@ var scopes = map[string]string{
 }
 
 // Authorize implements registry.Access: any user name, a token as password. Who
-// is inside the daemon may read.
+// is inside the daemon may read, and write to one repository.
 func (a registryAccess) Authorize(ctx context.Context, _, secret, repository string, actions ...string) error {
-	if ctx.Value(inside{}) != nil && !slices.ContainsFunc(actions, func(a string) bool { return a != registry.ActionPull }) {
-		return nil
+	if ctx.Value(inside{}) != nil {
+		may := []string{registry.ActionPull}
+		if secret == insidePush+repository {
+			may = append(may, registry.ActionPush)
+		}
+		if !slices.ContainsFunc(actions, func(a string) bool { return !slices.Contains(may, a) }) {
+			return nil
+		}
 	}
 	p, err := a.auth.Authenticate(ctx, secret)
 	if errors.Is(err, tokens.ErrUnauthorized) || errors.Is(err, tokens.ErrExpired) {
