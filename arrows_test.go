@@ -57,7 +57,7 @@ var arrows = map[string][]string{
 
 	"builder/buildkit/executor": {"builder/sandbox"},
 
-	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
+	"server":         {"builder", "fleet", "layercache", "sqldb", "tokens", "proto", "buildctx", "limits", "sshagent"},
 	"server/records": {},
 
 	"web": {"proto"},
