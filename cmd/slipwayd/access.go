@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/slipwayhq/slipway/registry"
 	"github.com/slipwayhq/slipway/tokens"
@@ -115,7 +116,7 @@ func (a registryAccess) allow(ctx context.Context, p tokens.Principal, repositor
 			app = p.App // the registry leaves out what it may not see
 		}
 		if err := decide(scopes[action], app); err != nil {
-			return fmt.Errorf("%w: %v", registry.ErrDenied, err)
+			return fmt.Errorf("%w: %s", registry.ErrDenied, strings.TrimPrefix(err.Error(), tokens.ErrDenied.Error()+": "))
 		}
 	}
 	if repository == "" {
