@@ -35,6 +35,8 @@ var arrows = map[string][]string{
 	"sshagent":         {"proto"},
 	"fleet/fleettest":  {"fleet"},
 	"pushd/targettest": {"pushd"},
+	"tokens/store":     {"sqldb", "tokens"},
+	"tokens/storetest": {"tokens"},
 	"pushd/compress":   {},
 
 	// builder joins the stages; what a pipeline stands on does not know it.

@@ -35,9 +35,6 @@ type registryAccess struct {
 	owner      ownerFunc
 }
 
-// insideID stands for who is inside the daemon. No token has it.
-const insideID = "inside"
-
 // scopes says which scope an action of the registry needs.
 var scopes = map[string]string{
 	registry.ActionPull: tokens.ScopeRegistryPull, registry.ActionPush: tokens.ScopeRegistryPush,
@@ -47,7 +44,7 @@ var scopes = map[string]string{
 // Authenticate implements registry.Access.
 func (a registryAccess) Authenticate(ctx context.Context, _, secret string) (string, error) {
 	if ctx.Value(inside{}) != nil {
-		return insideID, nil
+		return secret, nil // says what for it is here
 	}
 	p, err := a.principals.Authenticate(tokens.From(ctx, registry.RemoteAddr(ctx)), secret)
 	return p.ID, refused(err)
@@ -56,7 +53,7 @@ func (a registryAccess) Authenticate(ctx context.Context, _, secret string) (str
 // Authorize implements registry.Access.
 func (a registryAccess) Authorize(ctx context.Context, id, repository string, actions ...string) error {
 	if ctx.Value(inside{}) != nil {
-		return allowInside(actions)
+		return allowInside(id, repository, actions)
 	}
 	p, err := a.principals.Principal(ctx, id)
 	if err != nil {
@@ -138,9 +135,13 @@ func foreign(p tokens.Principal, repository string) error {
 	return fmt.Errorf("%w: org %q has no app %q", registry.ErrDenied, p.Org, repository)
 }
 
-func allowInside(actions []string) error {
-	if slices.ContainsFunc(actions, func(a string) bool { return a != registry.ActionPull }) {
-		return registry.ErrDenied
+// allowInside lets who is inside the daemon read, and write to the repository
+// that it says it is here for.
+func allowInside(id, repository string, actions []string) error {
+	for _, a := range actions {
+		if a != registry.ActionPull && (a != registry.ActionPush || id != insidePush+repository) {
+			return registry.ErrDenied
+		}
 	}
 	return nil
 }
