@@ -4,21 +4,49 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/tokens"
 )
 
-// open lists the services that answer without a token.
-var open = []string{"/grpc.health.v1.Health/"}
+// A Guard knows tokens and decides what they may do. A [tokens.Authority] is
+// one.
+type Guard interface {
+	tokens.Authenticator
 
-type principalKey struct{}
+	// Enter returns a context for a call of p that ends when p's token does.
+	Enter(ctx context.Context, p tokens.Principal) (_ context.Context, leave func())
+
+	// AllowIn is [tokens.AllowIn] as a decision that is recorded, Allow
+	// [tokens.Allow].
+	Allow(ctx context.Context, p tokens.Principal, action, app string) error
+	AllowIn(ctx context.Context, p tokens.Principal, action, app, env string) error
+
+	// Claim makes an app one of p's org if it is nobody's. The error wraps
+	// [tokens.ErrDenied] if it is another org's.
+	Claim(ctx context.Context, p tokens.Principal, app string) error
+
+	// Owner returns the org that an app belongs to, "" if it is nobody's.
+	Owner(ctx context.Context, app string) (string, error)
+}
+
+type accessKey struct{}
+
+// An access is what a call may do, and who decides that.
+type access struct {
+	principal tokens.Principal
+	guard     Guard
+}
 
 // Caller returns whom the token of a call stands for that this server has let
 // in.
@@ -28,26 +56,60 @@ func Caller(ctx context.Context) tokens.Principal { return caller(ctx) }
 func Allow(ctx context.Context, action, app string) error { return allow(ctx, action, app) }
 
 // caller returns whom the call's token stands for.
-func caller(ctx context.Context) tokens.Principal {
-	p, _ := ctx.Value(principalKey{}).(tokens.Principal)
-	return p
+func caller(ctx context.Context) tokens.Principal { return accessOf(ctx).principal }
+
+func accessOf(ctx context.Context) access {
+	a, _ := ctx.Value(accessKey{}).(access)
+	return a
 }
 
 func (f *Front) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	ctx, err := f.authenticate(ctx, info.FullMethod)
+	ctx, leave, err := f.enter(ctx, info.FullMethod)
 	if err != nil {
 		return nil, toStatus(err)
 	}
+	defer leave()
 	resp, err := next(ctx, req)
+	if ended := endedCause(ctx); err != nil && ended != nil {
+		err = ended
+	}
 	return resp, f.status(ctx, info.FullMethod, err)
 }
 
+// stream serves a call that may take long. It ends when the caller's token
+// does, whatever its handler waits for: the handler's next word to the client
+// fails.
 func (f *Front) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	ctx, err := f.authenticate(ss.Context(), info.FullMethod)
+	ctx, leave, err := f.enter(ss.Context(), info.FullMethod)
 	if err != nil {
 		return toStatus(err)
 	}
-	return f.status(ctx, info.FullMethod, next(srv, &authStream{ss, ctx}))
+	call := &guarded{ServerStream: ss, ctx: ctx}
+	served := make(chan error, 1)
+	go func() {
+		defer leave()
+		defer f.caught(ctx, info.FullMethod, func(panicked error) { served <- panicked })
+		served <- next(srv, call)
+	}()
+	select {
+	case err := <-served:
+		return f.status(ctx, info.FullMethod, err)
+	case <-ctx.Done():
+	}
+	if ended := endedCause(ctx); ended != nil {
+		call.cut.Store(true)
+		return toStatus(ended)
+	}
+	return f.status(ctx, info.FullMethod, <-served)
+}
+
+// endedCause returns why a call must end whose token has: nil if it has not.
+func endedCause(ctx context.Context) error {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, tokens.ErrRevoked), errors.Is(cause, tokens.ErrExpired):
+		return unauthorized(cause.Error(), cause)
+	}
+	return nil
 }
 
 // status turns a handler's error into what the client may see.
@@ -64,24 +126,69 @@ func (f *Front) status(ctx context.Context, method string, err error) error {
 	return toStatus(err)
 }
 
-type authStream struct {
+// guarded is the stream of a call that may be cut.
+type guarded struct {
 	grpc.ServerStream
-	ctx context.Context // with the principal
+	ctx context.Context // with the caller; ends with the caller's token
+	cut atomic.Bool
 }
 
-func (s *authStream) Context() context.Context { return s.ctx }
+func (s *guarded) Context() context.Context { return s.ctx }
 
-func (f *Front) authenticate(ctx context.Context, method string) (context.Context, error) {
-	for _, prefix := range open {
-		if strings.HasPrefix(method, prefix) {
-			return ctx, nil
-		}
+func (s *guarded) SendMsg(m any) error {
+	if s.cut.Load() {
+		return toStatus(endedCause(s.ctx))
 	}
+	return s.ServerStream.SendMsg(m)
+}
+
+// enter lets a call in, or not.
+func (f *Front) enter(ctx context.Context, method string) (_ context.Context, leave func(), err error) {
+	r, known := ruleOf(method)
+	if r.open {
+		return tokens.From(ctx, address(ctx)), func() {}, nil
+	}
+	ctx = tokens.From(ctx, address(ctx))
 	p, err := f.principal(ctx, method)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return context.WithValue(ctx, principalKey{}, p), nil
+	if !known { // a method that somebody forgot: nobody's
+		return nil, nil, refused(fmt.Errorf("%w: %s has no rule", tokens.ErrDenied, method))
+	}
+	if r.scope != "" && !p.Has(r.scope) {
+		return nil, nil, refused(f.opts.Auth.Allow(ctx, p, r.scope, p.App))
+	}
+	in := p
+	if r.begun {
+		in.Expires = time.Time{}
+	}
+	ctx, leave = f.opts.Auth.Enter(ctx, in)
+	return context.WithValue(ctx, accessKey{}, access{p, f.opts.Auth}), leave, nil
+}
+
+// clientHeader is in calls that the web page makes from inside the daemon: the
+// address of the browser.
+const clientHeader = "slipway-client"
+
+// address returns from where a call comes, without a port.
+func address(ctx context.Context) string {
+	from, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	switch from.Addr.Network() {
+	case "unix":
+		return "unix"
+	case inside:
+		md, _ := metadata.FromIncomingContext(ctx)
+		return strings.Join(md.Get(clientHeader), " ")
+	}
+	host, _, err := net.SplitHostPort(from.Addr.String())
+	if err != nil {
+		return from.Addr.String()
+	}
+	return host
 }
 
 // principal returns whom a call is from: by the token that it brings, and only
@@ -97,11 +204,12 @@ func (f *Front) principal(ctx context.Context, method string) (tokens.Principal,
 		return tokens.Principal{}, noToken()
 	}
 	p, err := f.opts.Auth.Authenticate(ctx, token)
+	var many *tokens.TooManyError
 	switch {
-	case errors.Is(err, tokens.ErrUnauthorized):
-		return tokens.Principal{}, unauthorized(tokens.ErrUnauthorized.Error(), err)
-	case errors.Is(err, tokens.ErrExpired):
-		return tokens.Principal{}, unauthorized(tokens.ErrExpired.Error(), err)
+	case errors.As(err, &many):
+		return tokens.Principal{}, tooMany(many)
+	case errors.Is(err, tokens.ErrUnauthorized), errors.Is(err, tokens.ErrExpired):
+		return tokens.Principal{}, unauthorized(err.Error(), err)
 	case err != nil:
 		// Who is not let in does not learn what is broken here.
 		f.opts.Log.ErrorContext(ctx, "authenticate", "method", method, "err", err)
@@ -129,9 +237,26 @@ func unauthorized(text string, cause error) error {
 
 // allow checks that the caller may do an action to an app.
 func allow(ctx context.Context, action, app string) error {
-	err := tokens.Allow(caller(ctx), action, app)
-	if err == nil {
-		return nil
+	a := accessOf(ctx)
+	if a.guard == nil {
+		return refused(tokens.Allow(a.principal, action, app))
+	}
+	return refused(a.guard.Allow(ctx, a.principal, action, app))
+}
+
+// allowIn checks that the caller may do an action to an app in an environment.
+func allowIn(ctx context.Context, action, app, env string) error {
+	a := accessOf(ctx)
+	if a.guard == nil {
+		return refused(tokens.AllowIn(a.principal, action, app, env))
+	}
+	return refused(a.guard.AllowIn(ctx, a.principal, action, app, env))
+}
+
+// refused turns the error of a decision into what its caller is told.
+func refused(err error) error {
+	if !errors.Is(err, tokens.ErrDenied) {
+		return err
 	}
 	return &failure.Error{Code: failure.PermissionDenied, Phase: failure.Auth, Blame: failure.User, Err: err,
 		Message: fmt.Sprint(err), Hint: "use a token that has the scope"}

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -32,24 +31,6 @@ type environmentService struct {
 	opts Options
 }
 
-// allowIn checks that the caller may do an action to an app in an environment.
-func allowIn(ctx context.Context, action, app, env string) error {
-	return tokenFailure(tokens.AllowIn(caller(ctx), action, app, env))
-}
-
-// tokenFailure is what a caller gets to see of an error of package tokens.
-func tokenFailure(err error) error {
-	var invalid *tokens.InvalidError
-	switch {
-	case errors.As(err, &invalid):
-		return failure.Userf(failure.InvalidArgument, invalid.Hint, "%s", invalid.Text)
-	case errors.Is(err, tokens.ErrDenied):
-		return &failure.Error{Code: failure.PermissionDenied, Phase: failure.Auth, Blame: failure.User, Err: err,
-			Message: fmt.Sprint(err), Hint: "use a token that has the scope"}
-	}
-	return err
-}
-
 // checkEnvApp refuses what no environment, or app, can be called. Empty names
 // pass.
 func checkEnvApp(env, app string) error {
@@ -58,7 +39,7 @@ func checkEnvApp(env, app string) error {
 			continue
 		}
 		if err := tokens.CheckName(c.what, c.name); err != nil {
-			return tokenFailure(err)
+			return tokenError(err)
 		}
 	}
 	return nil
@@ -67,7 +48,7 @@ func checkEnvApp(env, app string) error {
 // CreateEnvironment implements EnvironmentService.
 func (s *environmentService) CreateEnvironment(ctx context.Context, req *slipwayv1.CreateEnvironmentRequest) (*slipwayv1.CreateEnvironmentResponse, error) {
 	if err := tokens.CheckName("an environment", req.Name); err != nil {
-		return nil, tokenFailure(err)
+		return nil, tokenError(err)
 	}
 	if err := checkEnvApp("", req.App); err != nil {
 		return nil, err
@@ -102,7 +83,7 @@ func (s *environmentService) issue(ctx context.Context, req *slipwayv1.CreateEnv
 		ExpiresIn: req.ExpiresIn.AsDuration(), Never: req.Never,
 	})
 	if err != nil {
-		return errors.Join(tokenFailure(err), s.opts.Records.DeleteEnvironment(context.WithoutCancel(ctx), p.Org, req.Name, time.Now()))
+		return errors.Join(tokenError(err), s.opts.Records.DeleteEnvironment(context.WithoutCancel(ctx), p.Org, req.Name, time.Now()))
 	}
 	resp.Token, resp.TokenId = value, t.ID
 	if !t.Expires.IsZero() {
@@ -179,7 +160,7 @@ func environment(ctx context.Context, r *records.Store, name string) (records.En
 // that the first one left because it failed.
 func (s *environmentService) DeleteEnvironment(ctx context.Context, req *slipwayv1.DeleteEnvironmentRequest) (*slipwayv1.DeleteEnvironmentResponse, error) {
 	if err := tokens.CheckName("an environment", req.Name); err != nil {
-		return nil, tokenFailure(err)
+		return nil, tokenError(err)
 	}
 	if err := allowIn(ctx, tokens.ScopeEnvWrite, "", req.Name); err != nil {
 		return nil, err
@@ -198,7 +179,7 @@ func (s *environmentService) DeleteEnvironment(ctx context.Context, req *slipway
 	if s.opts.Issuer != nil {
 		var err error
 		if resp.Revoked, err = s.opts.Issuer.RevokeEnv(context.WithoutCancel(ctx), p, req.Name); err != nil {
-			return nil, tokenFailure(err)
+			return nil, tokenError(err)
 		}
 	}
 	if gone != nil && len(resp.Revoked) == 0 {
@@ -210,7 +191,7 @@ func (s *environmentService) DeleteEnvironment(ctx context.Context, req *slipway
 // ListHistory implements EnvironmentService.
 func (s *environmentService) ListHistory(ctx context.Context, req *slipwayv1.ListHistoryRequest) (*slipwayv1.ListHistoryResponse, error) {
 	if err := tokens.CheckName("an environment", req.Environment); err != nil {
-		return nil, tokenFailure(err)
+		return nil, tokenError(err)
 	}
 	app, err := s.readable(ctx, req.Environment, req.App)
 	if err != nil {

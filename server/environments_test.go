@@ -95,7 +95,7 @@ func startEnvironments(t *testing.T, workers int) *environments {
 		return image(ctx, job, "the image "+job.Tag)
 	}
 	e.daemon = start(t, &script{build: build}, workers, func(o *server.Options, _ *fleet.Options) {
-		who := o.Auth.(people)
+		who := o.Auth.(*people).known
 		puller := func(name, env, permission string) tokens.Principal {
 			p := tokens.Token{ID: "tok_" + name, Name: name, Org: "acme", Type: tokens.TypeRegistry, Env: env, Permission: permission}
 			return p.Principal("")

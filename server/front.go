@@ -141,9 +141,11 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 	if err := f.mayRead(ctx, s.Image); err != nil {
 		return err
 	}
+	if err := f.mayWrite(ctx, s); err != nil {
+		return err
+	}
 	if f.draining.Load() {
-		return &failure.Error{Code: failure.Unavailable, Phase: failure.Queue, Blame: failure.Builder, Retryable: true,
-			Message: "the daemon is stopping", Hint: "deploy again in a moment"}
+		return errDraining
 	}
 	return nil
 }
@@ -151,6 +153,9 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 // record writes the build down, or finds the one with the same key.
 func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Build, bool, error) {
 	p, key := caller(ctx), start.IdempotencyKey
+	if err := f.claim(ctx, start); err != nil {
+		return nil, false, err
+	}
 	if start.PlanOnly {
 		key = "" // what it says is of the moment, and it must not stand for a build
 	}
@@ -164,8 +169,37 @@ func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Bu
 	return b, false, err
 }
 
-// submit opens the build's log and session and queues it.
+// claim makes the app one of the caller's org, if it is nobody's; to plan, it
+// need not be anybody's. What BuildKit's clients build may be for no app.
+func (f *Front) claim(ctx context.Context, start *slipwayv1.Start) error {
+	a := accessOf(ctx)
+	if !appName.MatchString(start.App) {
+		return nil
+	}
+	if !start.PlanOnly {
+		return refused(a.guard.Claim(ctx, a.principal, start.App))
+	}
+	owner, err := a.guard.Owner(ctx, start.App)
+	if err == nil && owner != "" {
+		err = refused(a.guard.Claim(ctx, a.principal, start.App))
+	}
+	return err
+}
+
+// submit opens the log and session of a deploy and queues it.
 func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.Start, out *sender) (*session, error) {
+	return f.enqueue(ctx, b, start, func(s *session) error {
+		s.send = out.send
+		if out.accepted(b.ID, false) != nil {
+			return errClientLost
+		}
+		return nil
+	})
+}
+
+// enqueue opens the log and session of a build and queues it, once accept has
+// told its client.
+func (f *Front) enqueue(ctx context.Context, b *records.Build, start *slipwayv1.Start, accept func(*session) error) (*session, error) {
 	ctx = context.WithoutCancel(ctx) // a client that goes now is like one that goes later
 	raw, err := proto.Marshal(start)
 	if err != nil {
@@ -176,14 +210,14 @@ func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.S
 		return nil, f.refuse(ctx, b, nil, err)
 	}
 	s := newSession(b.ID, start, f.opts.Cache.Org(b.Org), log)
-	s.send = out.send
 	s.alert = func(err error) { f.opts.Log.Error("build log", "build", b.ID, "err", err) }
 	f.hub.add(s) // before anybody knows the id, and cancels it
-	if err := out.accepted(b.ID, false); err != nil {
+	f.bind(ctx, s)
+	if err := accept(s); err != nil {
 		f.hub.remove(b.ID)
-		return nil, f.refuse(ctx, b, log, errClientLost)
+		return nil, f.refuse(ctx, b, log, err)
 	}
-	if err := f.opts.Engine.Submit(ctx, fleet.Job{ID: b.ID, Org: b.Org, App: b.App, Payload: raw}); err != nil {
+	if err := f.opts.Engine.Submit(ctx, fleet.Job{ID: b.ID, Org: b.Org, App: s.lane(b.App), Payload: raw}); err != nil {
 		f.hub.remove(b.ID)
 		return nil, f.refuse(ctx, b, log, err)
 	}
@@ -191,6 +225,21 @@ func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.S
 		f.stop(ctx, b.ID, failure.As(cause))
 	}
 	return s, nil
+}
+
+// bind ends a build if the token that started it is revoked, also when nobody
+// watches it. That the token expires does not matter: it was good when the
+// build began.
+func (f *Front) bind(ctx context.Context, s *session) {
+	a := accessOf(ctx)
+	a.principal.Expires = time.Time{}
+	good, leave := a.guard.Enter(context.WithoutCancel(ctx), a.principal)
+	stop := context.AfterFunc(good, func() {
+		if cause := endedCause(good); cause != nil {
+			f.stop(context.WithoutCancel(good), s.id, failure.As(cause))
+		}
+	})
+	f.hub.atEnd(s.id, func() { stop(); leave() })
 }
 
 // refuse records that a build could not be queued, and ends its log for those
@@ -282,6 +331,7 @@ func (f *Front) positions(ctx context.Context, s *session) {
 	tell := func() {
 		if open && at > 0 {
 			s.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Queued{Queued: &slipwayv1.Queued{Position: uint32(at)}}})
+			s.place(at)
 		}
 	}
 	timer := time.AfterFunc(patience, func() {

@@ -21,13 +21,14 @@ type hub struct {
 	sessions map[string]*session
 	watchers map[string]int
 	timers   map[string]*time.Timer
+	ends     map[string]func() // called when a session is removed
 }
 
 func newHub(wait time.Duration) *hub {
 	if wait == 0 {
 		wait = grace
 	}
-	return &hub{grace: wait, sessions: map[string]*session{}, watchers: map[string]int{}, timers: map[string]*time.Timer{}}
+	return &hub{grace: wait, sessions: map[string]*session{}, watchers: map[string]int{}, timers: map[string]*time.Timer{}, ends: map[string]func(){}}
 }
 
 func (h *hub) add(s *session) {
@@ -42,10 +43,30 @@ func (h *hub) get(id string) *session {
 	return h.sessions[id]
 }
 
-// remove forgets a session whose build has ended.
+// atEnd has f called when the session is removed.
+func (h *hub) atEnd(id string, f func()) {
+	h.mu.Lock()
+	_, there := h.sessions[id]
+	if there {
+		h.ends[id] = f
+	}
+	h.mu.Unlock()
+	if !there {
+		f()
+	}
+}
+
+// remove forgets a session whose build has ended, and tells who waits for that.
 func (h *hub) remove(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if end := h.ends[id]; end != nil {
+		delete(h.ends, id)
+		defer end()
+	}
+	if s := h.sessions[id]; s != nil {
+		close(s.over)
+	}
 	delete(h.sessions, id)
 	delete(h.watchers, id)
 	if t := h.timers[id]; t != nil {

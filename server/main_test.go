@@ -93,38 +93,77 @@ func image(ctx context.Context, job *builder.Job, texts ...string) (*builder.Ima
 	return img, nil
 }
 
-// people are the tokens that a daemon knows.
-type people map[string]tokens.Principal
+// people are the tokens that a daemon knows, and whose apps are.
+type people struct {
+	known map[string]tokens.Principal
+
+	mu   sync.Mutex
+	apps map[string]string // owners
+}
 
 var errBroken = errors.New("open /var/lib/slipway/tokens.db: disk I/O error")
 
-func (p people) Authenticate(_ context.Context, value string) (tokens.Principal, error) {
+func (p *people) Authenticate(_ context.Context, value string) (tokens.Principal, error) {
 	switch value {
 	case "broken":
 		return tokens.Principal{}, errBroken
 	case "expired":
-		return tokens.Principal{}, fmt.Errorf("token 7: %w", tokens.ErrExpired)
+		return tokens.Principal{}, fmt.Errorf("%w 2 days ago", tokens.ErrExpired)
 	}
-	who, ok := p[value]
+	who, ok := p.known[value]
 	if !ok {
-		return who, fmt.Errorf("row 12: %w", tokens.ErrUnauthorized)
+		return who, tokens.ErrUnauthorized
 	}
 	return who, nil
 }
 
-func everybody() people {
-	p := people{}
+func (*people) Enter(ctx context.Context, _ tokens.Principal) (context.Context, func()) {
+	return ctx, func() {}
+}
+
+func (*people) Allow(_ context.Context, p tokens.Principal, action, app string) error {
+	return tokens.Allow(p, action, app)
+}
+
+func (*people) AllowIn(_ context.Context, p tokens.Principal, action, app, env string) error {
+	return tokens.AllowIn(p, action, app, env)
+}
+
+func (p *people) Claim(_ context.Context, by tokens.Principal, app string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.apps[app] == "" {
+		p.apps[app] = by.Org
+	}
+	if p.apps[app] != by.Org {
+		return fmt.Errorf("%w: app %q belongs to another organization", tokens.ErrDenied, app)
+	}
+	return nil
+}
+
+func (p *people) Owner(_ context.Context, app string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.apps[app], nil
+}
+
+func everybody() *people {
+	p := map[string]tokens.Principal{}
 	for _, org := range []string{"acme", "globex"} {
 		p[org] = tokens.Principal{Name: org, Org: org, Type: tokens.TypeOrg, Scopes: tokens.Scopes(tokens.TypeOrg)}
 	}
 	p["shop"] = tokens.Principal{Name: "ci", Org: "acme", App: "shop", Type: tokens.TypeDeploy, Scopes: tokens.Scopes(tokens.TypeDeploy)}
 	p["reader"] = tokens.Principal{Name: "r", Org: "acme", Type: tokens.TypeReadOnly, Scopes: tokens.Scopes(tokens.TypeReadOnly)}
-	return p
+	return &people{known: p, apps: map[string]string{}}
 }
 
 type open struct{}
 
-func (open) Authorize(context.Context, string, string, string, ...string) error { return nil }
+func (open) Authenticate(context.Context, string, string) (string, error) { return "anyone", nil }
+
+func (open) Authorize(context.Context, string, string, ...string) error { return nil }
+
+func (open) Allowed(_ context.Context, _, _ string, do ...string) ([]string, error) { return do, nil }
 
 // A daemon is all parts but the pipeline and the port.
 type daemon struct {

@@ -55,7 +55,7 @@ func (s *environmentService) CreateRelease(ctx context.Context, req *slipwayv1.C
 // that there is one; it may be none in particular.
 func (s *environmentService) releasable(ctx context.Context, app, env string) error {
 	if err := tokens.CheckName("an app", app); err != nil {
-		return tokenFailure(err)
+		return tokenError(err)
 	}
 	if err := checkEnvApp(env, ""); err != nil {
 		return err
@@ -64,12 +64,12 @@ func (s *environmentService) releasable(ctx context.Context, app, env string) er
 }
 
 // mayRelease checks that the caller may release an app to an environment that
-// there is. An app is its org's, the first one that built it.
+// there is.
 func mayRelease(ctx context.Context, r *records.Store, app, env string) error {
 	if err := allowIn(ctx, tokens.ScopeReleaseWrite, app, env); err != nil {
 		return err
 	}
-	owner, err := r.Owner(ctx, app)
+	owner, err := accessOf(ctx).guard.Owner(ctx, app)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,8 @@
 // The front ([Front]) authenticates callers, records and queues builds, relays
 // what a client sends to its build and streams the build's log back. A worker
 // ([Worker]) takes builds from the queue and runs them. They meet in a hub of
-// sessions, and in the log of each build. Errors of the packages below become
+// sessions, and in the log of each build. Builds that come another way than by
+// a deploy join them in the queue ([Front.Do]). Errors of the packages below become
 // gRPC statuses here, in status.go, and nowhere else. Read front.go and
 // worker.go first.
 package server
@@ -40,7 +41,8 @@ type Checks func(ctx context.Context) []*slipwayv1.Check
 // Options are the parts that a Server joins.
 type Options struct {
 	Version  string
-	Auth     tokens.Authenticator
+	Auth     Guard
+	Tokens   *tokens.Authority // behind TokenService and OrgService; nil: they are not served
 	Engine   fleet.Engine
 	Records  *records.Store
 	Cache    *layercache.Store
@@ -89,6 +91,10 @@ func (s *Server) Register(g *grpc.Server) {
 	slipwayv1.RegisterSystemServiceServer(g, &systemService{front: s.Front})
 	slipwayv1.RegisterEnvironmentServiceServer(g, &environmentService{opts: s.Front.opts})
 	healthpb.RegisterHealthServer(g, s.health)
+	if t := s.Front.opts.Tokens; t != nil {
+		slipwayv1.RegisterTokenServiceServer(g, &tokenService{authority: t, opts: s.Front.opts})
+		slipwayv1.RegisterOrgServiceServer(g, &orgService{authority: t})
+	}
 	reflection.Register(g)
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 }

@@ -17,7 +17,8 @@ type systemService struct {
 // WhoAmI implements SystemService.
 func (s *systemService) WhoAmI(ctx context.Context, _ *slipwayv1.WhoAmIRequest) (*slipwayv1.WhoAmIResponse, error) {
 	p := caller(ctx)
-	out := &slipwayv1.WhoAmIResponse{Name: p.Name, Org: p.Org, Type: p.Type, App: p.App, Scopes: p.Scopes}
+	out := &slipwayv1.WhoAmIResponse{Name: p.Name, Org: p.Org, Type: p.Type, App: p.App, Scopes: p.Scopes,
+		TokenId: p.ID, Environment: p.Env, Permission: p.Permission, Command: p.Command, User: p.User, Role: p.Role}
 	if !p.Expires.IsZero() {
 		out.Expires = timestamppb.New(p.Expires)
 	}

@@ -320,17 +320,13 @@ func (a *Authority) Claim(ctx context.Context, by Principal, app string) error {
 	return a.owned(ctx, by, got.Org, app)
 }
 
-// Owned checks that an app is one of the org of by, or nobody's yet. The error
-// wraps [ErrDenied] if it is another org's.
-func (a *Authority) Owned(ctx context.Context, by Principal, app string) error {
+// Owner returns the org that an app belongs to, "" if it is nobody's yet.
+func (a *Authority) Owner(ctx context.Context, app string) (string, error) {
 	got, err := a.store.App(ctx, app)
 	if errors.Is(err, ErrNotFound) {
-		return nil
+		return "", nil
 	}
-	if err != nil {
-		return err
-	}
-	return a.owned(ctx, by, got.Org, app)
+	return got.Org, err
 }
 
 func (a *Authority) owned(ctx context.Context, by Principal, org, app string) error {

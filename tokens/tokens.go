@@ -60,8 +60,8 @@ func (p Principal) String() string {
 // An Authenticator knows tokens.
 type Authenticator interface {
 	// Authenticate returns whom the value stands for now. The error wraps
-	// [ErrUnauthorized] or [ErrExpired]; any other means that it could not
-	// find out, and the caller must let nobody in. An error never shows the
-	// value. It is safe for concurrent use.
+	// [ErrUnauthorized] or [ErrExpired], and its text is for who called; any
+	// other means that it could not find out, and the caller must let nobody
+	// in. An error never shows the value. It is safe for concurrent use.
 	Authenticate(ctx context.Context, value string) (Principal, error)
 }

@@ -30,11 +30,20 @@ type Options struct {
 	// Hosts says where an org's images come from, by the host in their name.
 	Hosts func(org string) docker.RegistryHosts
 
+	// Own says where to write what goes to "host/path" of the daemon's own
+	// registry. Those who asked for it may push there. It returns nil for names
+	// of others, and may be nil.
+	Own func(name string) docker.RegistryHosts
+
 	// Fetch gets what steps of Dockerfiles and clients name by URL. It guards
 	// which addresses may be reached.
 	Fetch http.RoundTripper
 
 	Git *gitfetch.Fetcher // for Git repositories; nil refuses them
+
+	// Apart is a command that calls [ReadApart], for Dockerfiles that must be
+	// read without a network; without one they are refused.
+	Apart []string
 
 	MaxSize int64 // of an unpacked layer of a base image, in bytes, as builder.Options has it
 

@@ -3,6 +3,7 @@ package buildkit
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,7 +21,6 @@ import (
 	"github.com/moby/buildkit/control"
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/frontend/gateway"
-	"github.com/moby/buildkit/frontend/gateway/forwarder"
 	"github.com/moby/buildkit/session"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver"
@@ -252,12 +252,12 @@ func (o *opener) openControl(ctx context.Context) error {
 		SessionManager:   o.sessions,
 		WorkerController: workers,
 		Frontends: map[string]frontend.Frontend{
-			"dockerfile.v0": &marker{Frontend: forwarder.NewGatewayForwarder(workers.Infos(), readDockerfile), tenant: o.tenant},
+			"dockerfile.v0": &marker{Frontend: newDockerfiles(workers.Infos(), o.engine.opts.Apart), tenant: o.tenant},
 			"gateway.v0":    &marker{Frontend: images, tenant: o.tenant},
 		},
 		CacheManager: o.results,
 		ResolveCacheExporterFuncs: map[string]remotecache.ResolveCacheExporterFunc{
-			"registry": registrycache.ResolveCacheExporterFunc(o.sessions, hosts),
+			"registry": o.exportCache(registrycache.ResolveCacheExporterFunc(o.sessions, hosts)),
 			"local":    localcache.ResolveCacheExporterFunc(o.sessions),
 			"inline":   inlinecache.ResolveCacheExporterFunc(),
 		},
@@ -271,6 +271,24 @@ func (o *opener) openControl(ctx context.Context) error {
 		GarbageCollect: o.worker.GarbageCollect, GracefulStop: ctx.Done(),
 	})
 	return err
+}
+
+// exportCache exports to the daemon's own registry without a login, and to
+// others by stock. Who may push has been asked by then.
+func (o *opener) exportCache(stock remotecache.ResolveCacheExporterFunc) remotecache.ResolveCacheExporterFunc {
+	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
+		name, ok := cacheName(attrs)
+		if !ok || o.engine.opts.Own == nil {
+			return stock(ctx, g, attrs)
+		}
+		hosts := o.engine.opts.Own(name)
+		if hosts == nil {
+			return stock(ctx, g, attrs)
+		}
+		attrs = maps.Clone(attrs)
+		delete(attrs, attrInsecure) // with it BuildKit has places of its own
+		return registrycache.ResolveCacheExporterFunc(o.sessions, hosts)(ctx, g, attrs)
+	}
 }
 
 // serve answers the tenant's API in this process.

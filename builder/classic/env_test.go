@@ -76,7 +76,11 @@ type world struct {
 
 type anyone struct{}
 
-func (anyone) Authorize(context.Context, string, string, string, ...string) error { return nil }
+func (anyone) Authenticate(context.Context, string, string) (string, error) { return "anyone", nil }
+
+func (anyone) Authorize(context.Context, string, string, ...string) error { return nil }
+
+func (anyone) Allowed(_ context.Context, _, _ string, do ...string) ([]string, error) { return do, nil }
 
 // newWorld opens a world with the base image of the cases. It is closed, and
 // found clean, at the end of the test.

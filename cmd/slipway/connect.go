@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 
 	"github.com/slipwayhq/slipway/cmd/slipway/client"
 	"github.com/slipwayhq/slipway/cmd/slipway/progress"
@@ -66,6 +67,10 @@ func (p *program) connection() (*connection, error) {
 	c.Version, c.Timeout = p.version, p.flags.timeout
 	c.Reattach, c.CancelWait = p.reattach, p.cancelWait
 	c.Token, c.tokenFrom = p.token(known.Token)
+	if c.Token == "" && p.getenv(oidcVariable) == "1" {
+		o := c.Options
+		c.Source, c.tokenFrom = func(ctx context.Context) (string, error) { return p.exchanged(ctx, o) }, "an ID token (SLIPWAY_OIDC=1)"
+	}
 	return c, nil
 }
 
@@ -94,6 +99,19 @@ func (p *program) connect() (*client.Client, *connection, error) {
 	}
 	c, err := client.New(conn.Options)
 	return c, conn, err
+}
+
+// ask connects, has f talk to the daemon, and explains what fails.
+func (p *program) ask(ctx context.Context, f func(context.Context, *client.Client) error) error {
+	c, conn, err := p.connect()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := f(ctx, c); err != nil {
+		return conn.explain(err)
+	}
+	return nil
 }
 
 // explain adds to an error about a token where the token came from, which the

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
@@ -85,21 +84,6 @@ What they pull with it is recorded. The token is shown once, on standard output.
 	f.StringVarP(&expires, "expiry", "x", "", "the token expires after `DURATION`, such as 720h, or never (default 90 days)")
 	f.BoolVar(&req.WithoutToken, "no-token", false, "make no token")
 	return cmd
-}
-
-// expiry reads a duration from now, or never.
-func expiry(text string) (in *durationpb.Duration, never bool, err error) {
-	switch text {
-	case "":
-		return nil, false, nil
-	case "never":
-		return nil, true, nil
-	}
-	d, err := time.ParseDuration(text)
-	if err != nil || d <= 0 {
-		return nil, false, client.UserError(fmt.Sprintf("--expiry %q is no duration", text), "Give one such as 720h, or never.")
-	}
-	return durationpb.New(d), false, nil
 }
 
 // showMade shows an environment and its token, the value alone on its line

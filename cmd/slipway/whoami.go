@@ -19,6 +19,12 @@ type identity struct {
 	Org         string     `json:"org"`
 	Type        string     `json:"type"`
 	App         string     `json:"app"`
+	Environment string     `json:"environment"`
+	Permission  string     `json:"permission"`
+	Command     []string   `json:"command"`
+	User        string     `json:"user"`
+	Role        string     `json:"role"`
+	TokenID     string     `json:"token_id"`
 	Scopes      []string   `json:"scopes"`
 	Expires     *time.Time `json:"expires"`
 	Address     string     `json:"addr"`
@@ -29,7 +35,8 @@ type identity struct {
 
 func newIdentity(w *slipwayv1.WhoAmIResponse, c *connection) *identity {
 	return &identity{
-		Name: w.GetName(), Org: w.GetOrg(), Type: w.GetType(), App: w.GetApp(),
+		Name: w.GetName(), Org: w.GetOrg(), Type: w.GetType(), App: w.GetApp(), Environment: w.GetEnvironment(),
+		Permission: w.GetPermission(), Command: append([]string{}, w.GetCommand()...), User: w.GetUser(), Role: w.GetRole(), TokenID: w.GetTokenId(),
 		Scopes: append([]string{}, w.GetScopes()...), Expires: timeOf(w.GetExpires()),
 		Address: c.Address.String(), AddressFrom: c.addressFrom, TokenFrom: c.tokenFrom, HiddenLogin: c.hidden(),
 	}
@@ -91,6 +98,15 @@ func (i *identity) write(w io.Writer) {
 	defer t.Flush()
 	fmt.Fprintf(t, "who\t%s\n", i.title())
 	fmt.Fprintf(t, "token\t%s, %s\n", cmp.Or(i.TokenFrom, "none"), i.validity())
+	if i.User != "" {
+		fmt.Fprintf(t, "for\t%s, %s\n", i.User, i.Role)
+	}
+	if i.Environment != "" {
+		fmt.Fprintf(t, "in\t%s only\n", i.Environment)
+	}
+	if len(i.Command) > 0 {
+		fmt.Fprintf(t, "command\t%s\n", strings.Join(i.Command, " "))
+	}
 	if len(i.Scopes) > 0 {
 		fmt.Fprintf(t, "may\t%s\n", strings.Join(i.Scopes, ", "))
 	}

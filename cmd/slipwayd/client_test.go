@@ -355,10 +355,12 @@ func (c *client) startDeploy(app, dir string, args ...string) *call {
 
 // A record is a build as builds show tells it.
 type record struct {
-	ID     string  `json:"id"`
-	App    string  `json:"app"`
-	Status string  `json:"status"`
-	Result *result `json:"result"`
+	ID        string  `json:"id"`
+	App       string  `json:"app"`
+	Status    string  `json:"status"`
+	CreatedBy string  `json:"created_by"`
+	Pipeline  string  `json:"pipeline"`
+	Result    *result `json:"result"`
 }
 
 func (c *client) show(id string) record {

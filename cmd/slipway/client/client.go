@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
@@ -33,6 +34,10 @@ type Options struct {
 	Insecure   bool          // allow plaintext to other machines
 	Version    string        // of this program, for the daemon's log
 	Timeout    time.Duration // of one short call; 0 means 30 s
+
+	// Source gives the bearer token if there is no Token, the first time that a
+	// call needs it; nil gives none. What it fails with, calls fail with.
+	Source func(context.Context) (string, error)
 
 	// Reattach is how long a build is looked for after its connection broke;
 	// 0 means 60 s.
@@ -61,6 +66,8 @@ type Client struct {
 	builds slipwayv1.BuildServiceClient
 	cache  slipwayv1.CacheServiceClient
 	system slipwayv1.SystemServiceClient
+	tokens slipwayv1.TokenServiceClient
+	orgs   slipwayv1.OrgServiceClient
 	envs   slipwayv1.EnvironmentServiceClient
 }
 
@@ -82,8 +89,11 @@ func New(o Options) (*Client, error) {
 		// A network that swallows packets is noticed in half a minute.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 15 * time.Second}),
 	}
-	if o.Token != "" {
+	switch {
+	case o.Token != "":
 		opts = append(opts, grpc.WithPerRPCCredentials(bearer{o.Token, o.Address.TLS}))
+	case o.Source != nil:
+		opts = append(opts, grpc.WithPerRPCCredentials(&sourced{get: o.Source, tls: o.Address.TLS}))
 	}
 	conn, err := grpc.NewClient("dns:///"+o.Address.HostPort(), opts...)
 	if err != nil {
@@ -95,6 +105,8 @@ func New(o Options) (*Client, error) {
 		builds: slipwayv1.NewBuildServiceClient(conn),
 		cache:  slipwayv1.NewCacheServiceClient(conn),
 		system: slipwayv1.NewSystemServiceClient(conn),
+		tokens: slipwayv1.NewTokenServiceClient(conn),
+		orgs:   slipwayv1.NewOrgServiceClient(conn),
 		envs:   slipwayv1.NewEnvironmentServiceClient(conn),
 	}, nil
 }
@@ -142,6 +154,39 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 }
 
 func (b bearer) RequireTransportSecurity() bool { return b.tls }
+
+// sourced is a bearer whose token is got when it is needed, once.
+type sourced struct {
+	get func(context.Context) (string, error)
+	tls bool
+
+	mu    sync.Mutex
+	token string
+}
+
+func (s *sourced) GetRequestMetadata(ctx context.Context, uri ...string) (map[string]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.token == "" {
+		token, err := s.get(ctx)
+		if err != nil {
+			return nil, asStatus(AsError(err))
+		}
+		s.token = token
+	}
+	return bearer{s.token, s.tls}.GetRequestMetadata(ctx, uri...)
+}
+
+func (s *sourced) RequireTransportSecurity() bool { return s.tls }
+
+// asStatus wraps an error so that it comes out of a call as it went in.
+func asStatus(e *Error) error {
+	st, err := status.New(codes.Unauthenticated, e.GetMessage()).WithDetails(e.Proto())
+	if err != nil {
+		return e
+	}
+	return st.Err()
+}
 
 // fail returns err as users see it. Before the connection stood, it says why
 // it does not.
