@@ -112,6 +112,12 @@ func New(o Options) (*Client, error) {
 // Close ends the connection and every call on it.
 func (c *Client) Close() error { return c.conn.Close() }
 
+// Environments returns the calls about environments and releases. Their errors
+// are gRPC's: [AsError] reads them.
+func (c *Client) Environments() slipwayv1.EnvironmentServiceClient {
+	return slipwayv1.NewEnvironmentServiceClient(c.conn)
+}
+
 // Address returns the daemon's address.
 func (c *Client) Address() Address { return c.opts.Address }
 
