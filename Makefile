@@ -44,7 +44,7 @@ demo: deps build ## deploy examples/hello to a daemon of its own
 	$(SUDO) scripts/demo.sh
 
 # What the tests make their input with.
-TOOLS := python3:python3 bzip2:bzip2 xz:xz-utils mkfs.ext4:e2fsprogs
+TOOLS := python3:python3 bzip2:bzip2 xz:xz-utils mkfs.ext4:e2fsprogs postgres:postgresql
 
 # Go cannot see what the tests of cmd/slipwayd build, so no result is kept.
 .PHONY: test
