@@ -217,9 +217,9 @@ func TestTokenEndpointRefuses(t *testing.T) {
 		status                          int
 		text                            string
 	}{
-		{"nobody", "GET", "", "", "", 401, "authentication required"},
-		{"empty password", "GET", "", "", basicAuth(""), 401, "authentication required"},
-		{"wrong token", "GET", "", "", basicAuth("nope"), 401, "malformed token"},
+		{"nobody", "GET", "", "", "", 401, "a token as password"},
+		{"empty password", "GET", "", "", basicAuth(""), 401, "a token as password"},
+		{"wrong token", "GET", "", "", basicAuth("nope"), 401, `"message":"malformed token"`},
 		{"wrong token by form", "POST", "", "grant_type=password&username=x&password=nope", "", 401, "malformed token"},
 		{"wrong identity token", "POST", "", "grant_type=refresh_token&refresh_token=nope", "", 401, "malformed token"},
 		{"too often", "GET", "", "", basicAuth("nope"), 429, "TOOMANYREQUESTS"},

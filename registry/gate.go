@@ -158,7 +158,7 @@ func (f *refusal) serve(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(f.err, ErrDenied):
 		code = errcode.ErrorCodeDenied.WithMessage(f.err.Error())
 	case errors.Is(f.err, ErrUnauthorized), errors.Is(f.err, errScope):
-		code = errcode.ErrorCodeUnauthorized.WithMessage(f.err.Error())
+		code = errcode.ErrorCodeUnauthorized.WithMessage(whyNot(f.err))
 		w.Header().Set("WWW-Authenticate", f.challenge(callerOf(r.Context())))
 	case errors.Is(f.err, ErrTooMany):
 		code = errcode.ErrorCodeTooManyRequests.WithMessage(f.err.Error())
@@ -175,6 +175,14 @@ func (f *refusal) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	_ = errcode.ServeJSON(w, code) // the client is gone: nothing to tell it
+}
+
+// whyNot says what is wrong with a token, without what the code says anyway.
+func whyNot(err error) string {
+	if err == ErrUnauthorized {
+		return "log in with any user name, and a token as password"
+	}
+	return strings.TrimPrefix(err.Error(), ErrUnauthorized.Error()+": ")
 }
 
 // challenge says where a client gets a bearer token, for what, and what is

@@ -124,6 +124,9 @@ func (a *Authority) verify(ctx context.Context, r ExchangeRequest) (Claims, []Tr
 	issuer := ""
 	claims, err := a.issuer.Verify(ctx, r.IDToken, func(iss string) bool {
 		issuer = iss
+		if checkIssuer(iss) != nil {
+			return false // no rule can be for it
+		}
 		rules, asked = a.store.TrustsOf(ctx, iss)
 		return asked == nil && len(rules) > 0
 	})
@@ -180,6 +183,7 @@ func choose(rules []Trust, c Claims, r ExchangeRequest) (Trust, error) {
 	for i, rule := range matching {
 		names[i] = rule.Name + " of " + rule.Org
 	}
+	slices.Sort(names)
 	return Trust{}, invalid("name one with --rule, or the organization with --org", "several trust rules match: %s", strings.Join(names, ", "))
 }
 

@@ -269,8 +269,10 @@ type bar struct {
 // last.
 func (p *progress) Bars() []bar {
 	whole := max(p.last.Sub(p.begun), time.Millisecond)
+	phases := slices.Clone(p.Phases)
+	slices.SortStableFunc(phases, func(a, b *phase) int { return cmp.Compare(order(a.Name), order(b.Name)) })
 	var out []bar
-	for _, ph := range p.Phases {
+	for _, ph := range phases {
 		end := ph.ended
 		if !ph.Done {
 			end = p.last
@@ -283,14 +285,33 @@ func (p *progress) Bars() []bar {
 	return out
 }
 
-// Cached counts the steps that were cached, and those that have ended.
-func (p *progress) Cached() (n int) {
-	for _, s := range p.Steps {
-		if s.State.Word == "Cached" {
-			n++
+// order is that of the timeline: the way of a byte.
+func order(name string) int {
+	return slices.Index([]string{"queue", "preflight", "context", "build", "push"}, name)
+}
+
+// Layers says how the layers of the image came to be in the registry: "2
+// uploaded, 1 mounted"; "" if nothing was pushed.
+func (p *progress) Layers() string {
+	var parts []string
+	for _, o := range []struct {
+		outcome slipwayv1.PushOutcome
+		word    string
+	}{
+		{slipwayv1.PushOutcome_PUSH_OUTCOME_UPLOADED, "uploaded"}, {slipwayv1.PushOutcome_PUSH_OUTCOME_MOUNTED, "mounted"},
+		{slipwayv1.PushOutcome_PUSH_OUTCOME_LINKED, "linked"}, {slipwayv1.PushOutcome_PUSH_OUTCOME_PRESENT, "there before"},
+	} {
+		n := 0
+		for _, l := range p.Result.GetLayers() {
+			if l.Pushed == o.outcome {
+				n++
+			}
+		}
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, o.word))
 		}
 	}
-	return n
+	return strings.Join(parts, ", ")
 }
 
 // Largest are the paths of an image that is too large, the largest first.

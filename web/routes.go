@@ -54,7 +54,7 @@ func (s *site) routes() []route {
 		{"GET", "/tokens", session, (*visit).listTokens},
 		{"POST", "/tokens", session, (*visit).createToken},
 		{"GET", "/tokens/new", session, (*visit).newToken},
-		{"GET", "/tokens/created/{key}", session, (*visit).showCreated},
+		{"GET", "/created/{key}", session, (*visit).showCreated},
 		{"GET", "/tokens/{id}/revoke", session, (*visit).askRevoke},
 		{"POST", "/tokens/{id}/revoke", session, (*visit).revokeToken},
 		{"GET", "/tokens/{id}/delete", session, (*visit).askDelete},

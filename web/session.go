@@ -25,7 +25,8 @@ var errSignIn = status.Error(codes.Unauthenticated, "")
 
 // secure reports whether the browser speaks TLS, to us or to what is in front.
 func (v *visit) secure() bool {
-	return v.r.TLS != nil || v.opts.URL != nil && v.opts.URL.Scheme == "https"
+	return v.r.TLS != nil || v.opts.URL != nil && v.opts.URL.Scheme == "https" ||
+		v.opts.Proxied && v.forwarded("X-Forwarded-Proto") == "https"
 }
 
 // cookieName returns the name of a cookie that, with TLS, no other host can

@@ -1,7 +1,6 @@
 package web
 
 import (
-	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -120,9 +119,9 @@ func (v *visit) createToken() error {
 		Env: strings.TrimSpace(v.r.PostFormValue("environment")), Permission: v.r.PostFormValue("permission"), Command: v.r.PostFormValue("command"),
 		Expires: v.r.PostFormValue("expires"), Never: v.r.PostFormValue("never") != "",
 	}
-	req, err := f.request(time.Now())
-	if err != nil {
-		f.Problem = &problem{Message: err.Error()}
+	req, wrong := f.request(time.Now())
+	if wrong != "" {
+		f.Problem = &problem{Message: wrong}
 		return v.showTokenForm(http.StatusUnprocessableEntity, f)
 	}
 	made, err := v.tokens.CreateToken(v.r.Context(), req)
@@ -142,9 +141,9 @@ func (v *visit) createToken() error {
 	return v.keep(c)
 }
 
-// request is what the form asks for. What belongs to another type than the one
-// that is chosen does not count.
-func (f *tokenForm) request(now time.Time) (*slipwayv1.CreateTokenRequest, error) {
+// request is what the form asks for, or what is wrong with it. What belongs to
+// another type than the one that is chosen does not count.
+func (f *tokenForm) request(now time.Time) (_ *slipwayv1.CreateTokenRequest, wrong string) {
 	req := &slipwayv1.CreateTokenRequest{Type: f.Type, Name: f.Name, App: f.App, Environment: f.Env, Never: f.Never}
 	switch f.Type {
 	case "registry":
@@ -155,27 +154,18 @@ func (f *tokenForm) request(now time.Time) (*slipwayv1.CreateTokenRequest, error
 		req.Command = words(f.Command)
 	}
 	if f.Never {
-		return req, nil
+		return req, ""
 	}
-	in, err := until(f.Expires, now)
+	end, err := time.Parse(time.DateOnly, f.Expires)
 	if err != nil {
-		return nil, err
+		return nil, "Choose the day on which the token expires."
+	}
+	in := end.AddDate(0, 0, 1).Sub(now).Truncate(time.Second) // the end of that day, in UTC
+	if in <= 0 {
+		return nil, "The token would have expired already: choose a later day."
 	}
 	req.ExpiresIn = durationpb.New(in)
-	return req, nil
-}
-
-// until returns how long it is to the end of a day in UTC.
-func until(day string, now time.Time) (time.Duration, error) {
-	at, err := time.Parse(time.DateOnly, day)
-	if err != nil {
-		return 0, errors.New("Choose the day on which the token expires.")
-	}
-	in := at.AddDate(0, 0, 1).Sub(now).Truncate(time.Second)
-	if in <= 0 {
-		return 0, errors.New("The token would have expired already: choose a later day.")
-	}
-	return in, nil
+	return req, ""
 }
 
 // words returns a command's arguments, which are typed one a line.
@@ -195,7 +185,7 @@ func (v *visit) keep(c created) error {
 	if key == "" { // far more are made than anybody reads
 		return v.show(http.StatusCreated, "created", c.What, c)
 	}
-	return v.redirect(path("tokens", "created", key), "")
+	return v.redirect(path("created", key), "")
 }
 
 func (v *visit) showCreated() error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -35,7 +36,7 @@ const clientHeader = "slipway-client"
 func (s *site) serve(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v := &visit{site: s, w: w, r: r}
-		v.call(clientHeader, clientAddress(r))
+		v.call(clientHeader, v.address())
 		if err := v.enter(rt); err != nil {
 			v.fail(err)
 			return
@@ -69,12 +70,25 @@ func (v *visit) call(key, value string) {
 	v.r = v.r.WithContext(metadata.AppendToOutgoingContext(v.r.Context(), key, value))
 }
 
-func clientAddress(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+// address returns from where the browser calls, without a port.
+func (v *visit) address() string {
+	if v.opts.Proxied {
+		if addr, err := netip.ParseAddr(v.forwarded("X-Forwarded-For")); err == nil {
+			return addr.String()
+		}
+	}
+	host, _, err := net.SplitHostPort(v.r.RemoteAddr)
 	if err != nil {
-		return r.RemoteAddr
+		return v.r.RemoteAddr
 	}
 	return host
+}
+
+// forwarded returns what the proxy that is nearest says in a header: the last
+// word, for the ones before come from whoever called it.
+func (v *visit) forwarded(name string) string {
+	all := strings.Split(strings.Join(v.r.Header.Values(name), ","), ",")
+	return strings.TrimSpace(all[len(all)-1])
 }
 
 // may reports whether the session has a scope. It decides what a page offers,

@@ -31,6 +31,10 @@ type Options struct {
 	// something in front of the daemon does the TLS. Nil: as each request says.
 	URL *url.URL
 
+	// Proxied says that requests come through a proxy which sets
+	// X-Forwarded-For and X-Forwarded-Proto: they are believed.
+	Proxied bool
+
 	OIDC *OIDC        // how people sign in besides with tokens; nil means only so
 	Log  *slog.Logger // nil means none
 }

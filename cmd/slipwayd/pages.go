@@ -41,7 +41,7 @@ func (d *daemon) openPages(g *grpc.Server) (_ http.Handler, closePages func(), e
 			d.log.Error("pages cannot reach the daemon", "err", err)
 		}
 	})
-	pages := web.New(web.Options{Conn: conn, URL: d.config.webAddress, OIDC: oidc, Log: d.log.With("part", "web")})
+	pages := web.New(web.Options{Conn: conn, URL: d.config.webAddress, Proxied: d.config.behindProxy, OIDC: oidc, Log: d.log.With("part", "web")})
 	return pages, func() {
 		_ = conn.Close()
 		_ = inside.Close()

@@ -2,8 +2,11 @@ package oidc_test
 
 import (
 	"context"
+	"crypto/elliptic"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"math/big"
 	"net/http"
 	"strings"
 	"sync"
@@ -49,10 +52,7 @@ func TestExchange(t *testing.T) {
 	if err != nil || time.Until(long.Expires) > 30*time.Minute {
 		t.Errorf("asked for 100 hours: %v, %v", long.Expires, err)
 	}
-	if err := x.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if log := fmt.Sprint(x.store.audit); !strings.Contains(log, "trust.create") || !strings.Contains(log, "token.exchange") || !strings.Contains(log, "192.0.2.1") || strings.Contains(log, value) {
+	if log := x.audit(t); !strings.Contains(log, "trust.create") || !strings.Contains(log, "token.exchange") || !strings.Contains(log, "192.0.2.1") || strings.Contains(log, value) {
 		t.Errorf("audit log %s", log)
 	}
 }
@@ -91,7 +91,11 @@ func TestExchangeRefuses(t *testing.T) {
 		})
 	}
 	for name, r := range map[string]tokens.ExchangeRequest{"another rule": {Rule: "other"}, "another org": {Org: "other"}, "a browser": {Session: true, Nonce: "n"}} {
-		r.IDToken = x.issuer.Token("us", good)
+		claims := good
+		if r.Session {
+			claims = with("nonce", "n")
+		}
+		r.IDToken = x.issuer.Token("us", claims)
 		if _, _, _, err := x.Exchange(tokens.From(t.Context(), name), r); !errors.Is(err, tokens.ErrUnauthorized) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -99,10 +103,7 @@ func TestExchangeRefuses(t *testing.T) {
 	if _, _, err := x.exchange(t, with("aud", []string{"them", "us"})); err != nil {
 		t.Errorf("one of two audiences: %v", err)
 	}
-	if err := x.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if log := fmt.Sprint(x.store.audit); !strings.Contains(log, `rule shop: ref is "refs/heads/main2", not refs/heads/main`) {
+	if log := x.audit(t); !strings.Contains(log, `rule shop: ref is "refs/heads/main2", not refs/heads/main`) {
 		t.Errorf("the audit log does not say why: %s", log)
 	}
 }
@@ -141,9 +142,30 @@ func TestExchangeOnce(t *testing.T) {
 			t.Errorf("%s: exchanged %d times, refused %d times", name, good.Load(), replayed.Load())
 		}
 	}
-	for key, until := range x.store.redeemed {
-		if left := time.Until(until); left < time.Hour {
-			t.Errorf("%s is forgotten in %v, while the token may still be good", key, left)
+	var soonest int64
+	if err := x.db.QueryRow(t.Context(), `select min(expires) from redeemed`).Scan(&soonest); err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(time.UnixMilli(soonest)); left < 5*time.Minute+time.Minute {
+		t.Errorf("forgotten in %v, while the token may still be good", left)
+	}
+}
+
+// A signature of this kind can be turned into another one that is as good.
+func TestExchangeOnceWithAnotherSignature(t *testing.T) {
+	x := newExchanger(t)
+	x.trust(t, tokens.Trust{Name: "shop", Type: tokens.TypeReadOnly, Claims: map[string]string{"sub": "somebody"}})
+	id := x.issuer.Token("us", map[string]any{"jti": nil})
+	at := strings.LastIndexByte(id, '.') + 1
+	signature, err := base64.RawURLEncoding.DecodeString(id[at:])
+	check(t, err)
+	s := new(big.Int).SetBytes(signature[32:])
+	s.Sub(elliptic.P256().Params().N, s).FillBytes(signature[32:])
+	twin := id[:at] + base64.RawURLEncoding.EncodeToString(signature)
+	for n, token := range []string{id, twin} {
+		_, _, _, err := x.Exchange(t.Context(), tokens.ExchangeRequest{IDToken: token})
+		if n == 0 && err != nil || n == 1 && (err == nil || !strings.Contains(err.Error(), "exchanged before")) {
+			t.Errorf("exchange %d: %v", n+1, err)
 		}
 	}
 }
@@ -165,8 +187,14 @@ func TestExchangeOfSeveralRules(t *testing.T) {
 func TestExchangeSignsIn(t *testing.T) {
 	x := newExchanger(t)
 	x.trust(t, tokens.Trust{Name: "people", Type: tokens.TypeUser, Role: tokens.RoleAdmin, Claims: map[string]string{"groups": "staff"}, TTL: 12 * time.Hour})
-	x.store.users["acme/bob"] = tokens.User{Org: "acme", Name: "bob", Role: tokens.RoleDeveloper}
-	x.store.users["acme/eve"] = tokens.User{Org: "acme", Name: "eve", Role: tokens.RoleAdmin, Removed: time.Now()}
+	for user, role := range map[string]string{"ann": tokens.RoleAdmin, "bob": tokens.RoleDeveloper, "eve": tokens.RoleAdmin} {
+		if _, _, _, err := x.CreateUser(t.Context(), x.admin, user, role, false, tokens.Request{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := x.RemoveUser(t.Context(), x.admin, "eve"); err != nil {
+		t.Fatal(err)
+	}
 	staff := []any{"guests", "staff"}
 	for _, tc := range []struct {
 		name   string
@@ -205,6 +233,10 @@ func TestExchangeSignsIn(t *testing.T) {
 			}
 		})
 	}
+	unasked := x.issuer.Token("us", map[string]any{"groups": staff, "preferred_username": "bob"})
+	if _, _, _, err := x.Exchange(tokens.From(t.Context(), "unasked"), tokens.ExchangeRequest{IDToken: unasked, Session: true}); err == nil {
+		t.Error("signed in with an ID token that was made for no sign-in")
+	}
 	for name, r := range map[string]tokens.ExchangeRequest{"another nonce": {Session: true, Nonce: "m"}, "no nonce": {Session: true}, "no session": {}} {
 		r.IDToken = x.issuer.Token("us", map[string]any{"groups": staff, "nonce": "n", "preferred_username": "bob"})
 		if _, _, _, err := x.Exchange(tokens.From(t.Context(), name), r); err == nil {
@@ -224,7 +256,9 @@ func TestExchangeKeepsDaemonsAdmin(t *testing.T) {
 
 func TestExchangeOfForeignApp(t *testing.T) {
 	x := newExchanger(t)
-	x.store.apps["shop"] = tokens.App{Name: "shop", Org: "other"}
+	if err := x.Claim(t.Context(), adminOf("other"), "shop"); err != nil {
+		t.Fatal(err)
+	}
 	x.trust(t, tokens.Trust{Name: "shop", Type: tokens.TypeDeploy, App: "shop", Claims: map[string]string{"sub": "somebody"}})
 	if _, _, err := x.exchange(t, nil); !errors.Is(err, tokens.ErrDenied) {
 		t.Errorf("%v", err)
@@ -315,5 +349,57 @@ func TestExchangeOfCISystems(t *testing.T) {
 				t.Errorf("with %v: %v", tc.wrong, err)
 			}
 		})
+	}
+}
+
+func TestTrustRules(t *testing.T) {
+	x := newExchanger(t)
+	rule := x.trust(t, tokens.Trust{Name: "shop", Type: tokens.TypeReadOnly, Claims: map[string]string{"sub": "somebody"}})
+	if _, err := x.CreateTrust(t.Context(), x.admin, tokens.Trust{Name: "shop", Issuer: x.issuer.URL(), Audience: "us", Type: tokens.TypeReadOnly}); !errors.Is(err, tokens.ErrExists) {
+		t.Errorf("a second one of that name: %v", err)
+	}
+	developer := x.admin
+	developer.Scopes = tokens.Scopes(tokens.TypeOrg)
+	bound := x.admin
+	bound.Env = "live"
+	for name, by := range map[string]tokens.Principal{"developer": developer, "admin for one environment": bound} {
+		if _, err := x.CreateTrust(t.Context(), by, tokens.Trust{Name: "other", Issuer: x.issuer.URL(), Audience: "us", Type: tokens.TypeReadOnly}); !errors.Is(err, tokens.ErrDenied) {
+			t.Errorf("%s makes a rule: %v", name, err)
+		}
+		if err := x.DeleteTrust(t.Context(), by, rule.ID); !errors.Is(err, tokens.ErrDenied) {
+			t.Errorf("%s removes a rule: %v", name, err)
+		}
+	}
+	if _, err := x.Trusts(t.Context(), developer); !errors.Is(err, tokens.ErrDenied) {
+		t.Errorf("developer reads rules: %v", err)
+	}
+	if all, err := x.Trusts(t.Context(), adminOf("other")); err != nil || len(all) != 0 {
+		t.Errorf("another org's admin sees %v, %v", all, err)
+	}
+	if err := x.DeleteTrust(t.Context(), adminOf("other"), rule.ID); !errors.Is(err, tokens.ErrNotFound) {
+		t.Errorf("another org's admin removes it: %v", err)
+	}
+	if all, err := x.Trusts(t.Context(), x.admin); err != nil || len(all) != 1 || all[0].Claims["sub"] != "somebody" || all[0].TTL != time.Hour {
+		t.Errorf("%+v, %v", all, err)
+	}
+	_, value, err := x.exchange(t, nil)
+	check(t, err)
+	check(t, x.DeleteTrust(t.Context(), x.admin, rule.ID))
+	if _, _, err := x.exchange(t, nil); !errors.Is(err, tokens.ErrUnauthorized) {
+		t.Errorf("after its rule is gone: %v", err)
+	}
+	if _, err := x.Authenticate(t.Context(), value); err != nil {
+		t.Errorf("a token that it gave: %v", err)
+	}
+}
+
+// What is in an unchecked token reaches neither the store nor a terminal as it is.
+func TestExchangeOfOddIssuers(t *testing.T) {
+	x := newExchanger(t)
+	for _, iss := range []string{"x\x00y", "https://x\x1b[31m", "javascript:1", strings.Repeat("x", 2000)} {
+		_, _, err := x.exchange(t, map[string]any{"iss": iss})
+		if !errors.Is(err, tokens.ErrUnauthorized) || strings.ContainsAny(fmt.Sprint(err), "\x00\x1b") || len(fmt.Sprint(err)) > 500 {
+			t.Errorf("%q: %v", iss, err)
+		}
 	}
 }

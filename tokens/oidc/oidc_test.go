@@ -226,11 +226,11 @@ func TestVerifyDistrustsAnswers(t *testing.T) {
 		{"not found", http.NotFound, "404"},
 		{"not JSON", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }, "decode"},
 		{"of another issuer", discovery("https://evil.example", i.URL()+"/keys", http.NotFound), "did not match"},
-		{"keys in plaintext", discovery(i.URL(), "http://127.0.0.1:1/keys", http.NotFound), "https"},
-		{"keys in a file", discovery(i.URL(), "file:///etc/passwd", http.NotFound), "https"},
+		{"keys in plaintext", discovery(i.URL(), "http://127.0.0.1:1/keys", http.NotFound), "not an https address"},
+		{"keys in a file", discovery(i.URL(), "file:///etc/passwd", http.NotFound), "not an https address"},
 		{"redirected to plaintext", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound)
-		}, "https"},
+		}, "not an https address"},
 		{"redirected in a circle", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, r.URL.Path, http.StatusFound)
 		}, "redirects"},
