@@ -58,7 +58,7 @@ var arrows = map[string][]string{
 	"builder/buildkit/executor": {"builder/sandbox"},
 
 	"server":         {"builder", "fleet", "layercache", "sqldb", "tokens", "proto", "buildctx", "limits", "sshagent"},
-	"server/records": {},
+	"server/records": {"sqldb"},
 
 	"web": {"proto"},
 
