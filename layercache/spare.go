@@ -48,11 +48,11 @@ func (c *Cache) Spare(o SpareOptions) *Spare {
 }
 
 // Hold keeps a spare from being evicted until release is called. It reports
-// false if the spare is gone.
+// false if the spare is gone, or is going when those release it that have it.
 func (x *Spare) Hold() (release func(context.Context), ok bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.gone {
+	if x.gone || x.ending {
 		return nil, false
 	}
 	x.held++

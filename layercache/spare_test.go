@@ -47,6 +47,9 @@ func TestHeldSpareStays(t *testing.T) {
 	}
 	must(s.Prune(t.Context(), layercache.PruneOptions{All: true}))(t)
 	x.Drop(t.Context())
+	if _, ok := x.Hold(); ok {
+		t.Error("held although it is about to go")
+	}
 	if dropped() != 0 {
 		t.Error("dropped while it was held")
 	}
