@@ -18,6 +18,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/slipwayhq/slipway/builder/shell"
 	"github.com/slipwayhq/slipway/layercache"
 )
 
@@ -35,6 +36,8 @@ type Options struct {
 	Fetch http.RoundTripper
 
 	Git *gitfetch.Fetcher // for Git repositories; nil refuses them
+
+	Keep *shell.Keeper // of what failed RUN steps of deploys leave; nil keeps nothing
 
 	MaxSize int64 // of an unpacked layer of a base image, in bytes, as builder.Options has it
 

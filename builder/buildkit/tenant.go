@@ -52,6 +52,7 @@ type tenant struct {
 	org      string
 	cache    *layercache.Cache
 	worker   *worker
+	executor *executor.Executor
 	sessions *session.Manager
 	control  *control.Controller
 
@@ -194,9 +195,10 @@ func (o *opener) workerOpt() (base.WorkerOpt, error) {
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
+	o.tenant.executor = o.newExecutor()
 	blobs := containerdsnapshot.NewContentStore(adopter{Store: o.store.Content, tenant: o.tenant}, o.store.Namespace)
 	return base.WorkerOpt{
-		ID: id, Root: o.dir, MetadataStore: records, Executor: o.executor(),
+		ID: id, Root: o.dir, MetadataStore: records, Executor: o.tenant.executor,
 		Labels:       map[string]string{label.Executor: "slipway", label.Snapshotter: o.store.Snapshotter},
 		Platforms:    supported(),
 		Snapshotter:  containerdsnapshot.NewSnapshotter(o.store.Snapshotter, o.store.Snapshots, o.store.Namespace, nil),
@@ -207,8 +209,8 @@ func (o *opener) workerOpt() (base.WorkerOpt, error) {
 	}, nil
 }
 
-// executor runs the org's steps; it is no other org's.
-func (o *opener) executor() *executor.Executor {
+// newExecutor returns what runs the org's steps; it is no other org's.
+func (o *opener) newExecutor() *executor.Executor {
 	opts := o.engine.opts.Executor
 	opts.Watch = watch
 	return executor.New(opts)
