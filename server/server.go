@@ -52,6 +52,10 @@ type Options struct {
 	// registry stands for the one that is named. Nil: none is.
 	Repository func(image string) (name string, own, mirrored bool)
 
+	Shells   Shells   // nil: failed steps are not kept
+	Commands Commands // nil: no commands run in images
+	Releases Releases // nil: the last successful build of an app is its release
+
 	MaxSize int64
 	Checks  Checks
 	Grace   time.Duration // how long a build goes on unwatched; 0 means a minute
@@ -83,6 +87,7 @@ func (s *Server) Register(g *grpc.Server) {
 	slipwayv1.RegisterBuildServiceServer(g, s.Front)
 	slipwayv1.RegisterCacheServiceServer(g, &cacheService{opts: s.Front.opts})
 	slipwayv1.RegisterSystemServiceServer(g, &systemService{front: s.Front})
+	slipwayv1.RegisterShellServiceServer(g, &shellService{front: s.Front})
 	healthpb.RegisterHealthServer(g, s.health)
 	reflection.Register(g)
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
