@@ -61,6 +61,7 @@ type Client struct {
 	builds slipwayv1.BuildServiceClient
 	cache  slipwayv1.CacheServiceClient
 	system slipwayv1.SystemServiceClient
+	shells slipwayv1.ShellServiceClient
 }
 
 // New returns a client of the daemon that o names. It does not connect yet:
@@ -94,6 +95,7 @@ func New(o Options) (*Client, error) {
 		builds: slipwayv1.NewBuildServiceClient(conn),
 		cache:  slipwayv1.NewCacheServiceClient(conn),
 		system: slipwayv1.NewSystemServiceClient(conn),
+		shells: slipwayv1.NewShellServiceClient(conn),
 	}, nil
 }
 
