@@ -1,6 +1,7 @@
 package buildkit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,14 +83,14 @@ func (b *build) keep(ctx context.Context, err error) {
 	if keeper.Hint(job.Org, job.ID) != "" {
 		return
 	}
-	l, err := b.leave(context.WithoutCancel(ctx), of.Op.GetExec(), left.Mounts)
-	if err != nil {
-		b.tenant.engine.log.WarnContext(ctx, "keep what a failed step left", "build", job.ID, "err", err)
+	l, failed := b.leave(context.WithoutCancel(ctx), of.Op.GetExec(), left.Mounts)
+	if failed != nil {
+		b.tenant.engine.log.WarnContext(ctx, "keep what a failed step left", "build", job.ID, "err", failed)
 		return
 	}
 	kept := keeper.Keep(ctx, shell.Step{
 		Org: job.Org, App: job.App, Build: job.ID, Shell: l.program(),
-		Name:    fmt.Sprintf("%s failed here with exit code %d", clip(strings.Join(l.op.GetMeta().GetArgs(), " ")), exit.ExitCode),
+		Name:    fmt.Sprintf("%s failed here with exit code %d: %s", b.placeOf(err), exit.ExitCode, oneLine(l.op.GetMeta().GetArgs())),
 		Secrets: l.confidential(), Weigh: l.weigh, Enter: l.enter, Drop: l.drop,
 	})
 	if !kept {
@@ -97,16 +98,21 @@ func (b *build) keep(ctx context.Context, err error) {
 	}
 }
 
-// clip shortens a command for people.
-func clip(s string) string {
-	first, _, _ := strings.Cut(s, "\n")
-	if r := []rune(first); len(r) > maxWhat {
-		first = string(r[:maxWhat])
+// placeOf says where the Dockerfile has the step that an error is about.
+func (b *build) placeOf(err error) string {
+	if line := cmp.Or(lineOf(err), b.lineOfVertex(err)); line > 0 {
+		return fmt.Sprintf("line %d", line)
 	}
-	if first != s {
-		first += " …"
+	return "a step"
+}
+
+// oneLine is a command as it fits on a line.
+func oneLine(args []string) string {
+	text := []rune(strings.Join(strings.Fields(strings.Join(args, " ")), " "))
+	if len(text) > maxWhat {
+		return string(text[:maxWhat]) + "…"
 	}
-	return first
+	return string(text)
 }
 
 // leave takes what is needed of the build, which is about to end.

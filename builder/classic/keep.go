@@ -46,7 +46,7 @@ func (p *process) keep(ctx context.Context, snap *layercache.Snapshot, e *failur
 	}
 	kept := b.opts.Keep.Keep(ctx, shell.Step{
 		Org: b.job.Org, App: b.job.App, Build: b.job.ID, Shell: p.shell,
-		Name:    fmt.Sprintf("%s failed here with exit code %d (line %d)", firstLine(p.step.source), e.ExitCode, p.step.line),
+		Name:    fmt.Sprintf("line %d failed here with exit code %d: %s", p.step.line, e.ExitCode, oneLine(p.step.source)),
 		Secrets: slices.ContainsFunc(p.mounts.list, (*runMount).confidential),
 		Bytes:   l.weigh(ctx), Weigh: l.weigh, Enter: l.enter, Drop: l.drop,
 	})
@@ -61,12 +61,14 @@ func (p *process) keep(ctx context.Context, snap *layercache.Snapshot, e *failur
 	e.Hint = hint
 }
 
-func firstLine(s string) string {
-	first, _, more := strings.Cut(s, "\n")
-	if more {
-		return first + " …"
+// oneLine is an instruction as it fits on a line.
+func oneLine(source string) string {
+	const most = 100
+	text := []rune(strings.Join(strings.Fields(source), " "))
+	if len(text) > most {
+		return string(text[:most]) + "…"
 	}
-	return first
+	return string(text)
 }
 
 // confidential reports whether a mount shows what must not outlive the step.

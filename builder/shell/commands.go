@@ -31,18 +31,22 @@ type CommandsOptions struct {
 	Network  sandbox.Mode
 	Limits   sandbox.Limits
 	MaxSize  int64 // of an image, and of what a command may write beside it; less than 1 means no limit
+	Most     int   // commands at a time; 0 means 32
 	Log      *slog.Logger
 }
 
 // Commands runs commands in images. It is safe for concurrent use.
-type Commands struct{ opts CommandsOptions }
+type Commands struct {
+	opts  CommandsOptions
+	seats chan struct{} // one for each command
+}
 
 // NewCommands returns Commands.
 func NewCommands(o CommandsOptions) *Commands {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Commands{o}
+	return &Commands{o, make(chan struct{}, cmp.Or(o.Most, 32))}
 }
 
 // Exec runs a command with the environment, the user and the working directory
@@ -54,6 +58,11 @@ func (x *Commands) Exec(ctx context.Context, cmd builder.Command, c builder.Cons
 	if c.Stdin != nil {
 		defer c.Stdin.Close()
 	}
+	leave, err := sit(x.seats, "commands run")
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
 	code, err := x.exec(ctx, cmd, c)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause

@@ -31,6 +31,7 @@ type Options struct {
 
 	For     time.Duration // how long a step is kept; 0 keeps none
 	Longest time.Duration // of one shell; 0 means 4 hours
+	Shells  int           // open at a time; 0 means 64
 
 	Most      int   // steps at a time; 0 means 32
 	MostBytes int64 // that they take together; 0 means no more than the cache allows
@@ -79,6 +80,7 @@ type Keeper struct {
 	closed bool
 
 	inside  sync.WaitGroup // shells
+	seats   chan struct{}  // one for each
 	stopped context.Context
 	stop    context.CancelCauseFunc
 }
@@ -95,7 +97,7 @@ var errClosed = &failure.Error{
 // NewKeeper returns a Keeper. The caller closes it before the cache and the
 // runner.
 func NewKeeper(o Options) *Keeper {
-	k := &Keeper{opts: o, log: o.Log, kept: map[stepID]*kept{}}
+	k := &Keeper{opts: o, log: o.Log, kept: map[stepID]*kept{}, seats: make(chan struct{}, cmp.Or(o.Shells, 64))}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
 	}
@@ -217,6 +219,11 @@ func (k *Keeper) Shell(ctx context.Context, org, build string, args []string, c 
 	k.inside.Add(1)
 	k.mu.Unlock()
 	defer k.inside.Done()
+	leave, err := sit(k.seats, "shells are open")
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
 	hold, ok := x.spare.Hold()
 	if !ok {
 		return 0, k.notKept(build)
@@ -233,6 +240,17 @@ func (k *Keeper) Shell(ctx context.Context, org, build string, args []string, c 
 		err = cause
 	}
 	return code, err
+}
+
+// sit takes a seat if there is one.
+func sit(seats chan struct{}, what string) (leave func(), err error) {
+	select {
+	case seats <- struct{}{}:
+		return func() { <-seats }, nil
+	default:
+		return nil, &failure.Error{Code: failure.Busy, Blame: failure.Builder, Retryable: true,
+			Message: fmt.Sprintf("%d %s already, as many as may be", cap(seats), what), Hint: "try again when one has ended"}
+	}
 }
 
 func (k *Keeper) notKept(build string) error {

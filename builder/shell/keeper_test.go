@@ -350,6 +350,32 @@ func TestSideBySide(t *testing.T) {
 	}
 }
 
+func TestTooManyShells(t *testing.T) {
+	w := newWorld(t, &runner{programs: []string{"/bin/sh"}}, shell.Options{For: time.Hour, Shells: 1})
+	w.keep("acme", "one")
+	w.keep("globex", "two")
+	in, keys := io.Pipe()
+	out, printed := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := w.keeper.Shell(t.Context(), "acme", "one", nil, builder.Console{Stdin: in, Stdout: printed, Stderr: printed})
+		ended <- err
+	}()
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	_, _, _, err := w.shell("globex", "two")
+	wantCode(t, err, failure.Busy, "1 shells are open")
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	keys.Close()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := w.shell("globex", "two"); err != nil {
+		t.Errorf("after the other one left: %v", err)
+	}
+}
+
 func TestCloseEndsShells(t *testing.T) {
 	w := newWorld(t, &runner{programs: []string{"/bin/sh"}}, shell.Options{For: time.Hour})
 	w.keep("acme", "one")
