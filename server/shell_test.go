@@ -47,9 +47,11 @@ func (g *ground) run(ctx context.Context, what string, c builder.Console) (int, 
 		fmt.Fprintf(c.Stdout, "%s %v\n", c.Terminal.Name, c.Terminal.Size)
 	}
 	read := make(chan string, 1)
-	if c.Stdin == nil {
+	switch {
+	case strings.Contains(what, "wait"):
+	case c.Stdin == nil:
 		read <- "no input"
-	} else {
+	default:
 		go func() {
 			all, err := io.ReadAll(c.Stdin)
 			if err == nil {
@@ -100,7 +102,8 @@ func withShells(t *testing.T) (*daemon, *ground) {
 		p.Name, p.Scopes = token, tokens.Scopes(p.Type)
 		who[token] = p
 	}
-	d := start(t, &script{}, 1, func(o *server.Options, _ *fleet.Options) { o.Auth, o.Shells, o.Commands = who, g, g })
+	each := &script{build: func(ctx context.Context, job *builder.Job) (*builder.Image, error) { return image(ctx, job, job.ID) }}
+	d := start(t, each, 1, func(o *server.Options, _ *fleet.Options) { o.Auth, o.Shells, o.Commands = who, g, g })
 	return d, g
 }
 
@@ -215,8 +218,9 @@ func TestExecCall(t *testing.T) {
 	first := d.call("acme", shop()).result()
 	last := d.call("acme", shop()).result()
 	d.call("acme", &slipwayv1.Start{App: "shop"}).result() // which is pushed nowhere
-	if first.Digest == "" || last.Digest == "" {
-		t.Fatalf("%v %v", first, last)
+	elsewhere := d.call("acme", &slipwayv1.Start{App: "shop", Push: true, Targets: []string{"reg.test/elsewhere:1"}}).result()
+	if first.Digest == "" || last.Digest == first.Digest || elsewhere.Digest == last.Digest || elsewhere.Error != nil {
+		t.Fatalf("%v %v %v", first, last, elsewhere)
 	}
 	for _, tc := range []struct {
 		image, want string
@@ -247,6 +251,8 @@ func TestExecCall(t *testing.T) {
 		says  string
 	}{
 		{"globex", command, failure.NotFound, "no image"},
+		{"globex", &slipwayv1.ExecStart{App: "shop", Args: []string{"env"}, Image: "v1"}, failure.NotFound, "no image"},
+		{"globex", &slipwayv1.ExecStart{App: "shop", Args: []string{"env"}, Image: first.Digest}, failure.NotFound, "no image"},
 		{"shop", command, failure.PermissionDenied, "lacks the scope exec"},
 		{"ssh", command, failure.PermissionDenied, "machine-exec token"},
 		{"staging", command, failure.PermissionDenied, "staging"},
@@ -290,9 +296,8 @@ func TestMachineExec(t *testing.T) {
 		refused(t, g, d.exec("machine", start), failure.PermissionDenied, says)
 	}
 	refused(t, g, d.exec("nothing", &slipwayv1.ExecStart{App: "shop", Args: own}), failure.PermissionDenied, "no command")
-	// What it would read, is refused also by who has begun.
-	h := d.exec("machine", &slipwayv1.ExecStart{App: "shop", Args: own}, stdin("drop table"))
-	if h.err == nil && !strings.Contains(h.stdout, "no input") || h.err != nil && status.Code(h.err) != codes.InvalidArgument {
+	// Input is refused also when the command has begun.
+	if h := d.exec("acme", &slipwayv1.ExecStart{App: "shop", Args: []string{"wait"}}, stdin("drop table")); status.Code(h.err) != codes.InvalidArgument {
 		t.Errorf("input: %+v", h)
 	}
 }

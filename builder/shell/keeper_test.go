@@ -391,10 +391,10 @@ func TestCloseEndsShells(t *testing.T) {
 	}
 	go func() { _, _ = io.Copy(io.Discard, out) }()
 	w.keeper.Close(t.Context())
-	wantCode(t, <-ended, failure.DaemonStopped, "stopping")
 	if len(w.dropped()) != 1 || w.runner.running() != 0 {
 		t.Errorf("dropped %q, %d containers", w.dropped(), w.runner.running())
 	}
+	wantCode(t, <-ended, failure.DaemonStopped, "stopping")
 	if w.keeper.Keep(t.Context(), w.step("acme", "two")) {
 		t.Error("kept after the end")
 	}
