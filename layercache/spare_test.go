@@ -124,3 +124,31 @@ func TestHand(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What a spare has held of a lodger's goes in the same prune.
+func TestPruneTakesWhatSparesHeld(t *testing.T) {
+	s := open(t, layercache.Options{})
+	c := s.Org("acme")
+	l := &heldLodger{rec: layercache.LodgerRecord{ID: "one", What: "a record", Bytes: 10, InUse: true}}
+	defer c.Lodge(l)()
+	c.Spare(layercache.SpareOptions{App: "shop", What: "the failed step", Drop: func(context.Context) { l.rec.InUse = false }})
+	must(s.Prune(t.Context(), layercache.PruneOptions{Org: "acme", All: true}))(t)
+	if !l.evicted {
+		t.Error("the record that the spare held is there")
+	}
+}
+
+// A heldLodger has one record.
+type heldLodger struct {
+	rec     layercache.LodgerRecord
+	evicted bool
+}
+
+func (l *heldLodger) Records(context.Context) ([]layercache.LodgerRecord, error) {
+	return []layercache.LodgerRecord{l.rec}, nil
+}
+
+func (l *heldLodger) Evict(_ context.Context, ids []string) ([]string, error) {
+	l.evicted = true
+	return ids, nil
+}

@@ -239,6 +239,9 @@ func (s *Store) prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 	if ch.need >= 0 {
 		ch.need = max(0, ch.need-spare.Bytes)
 	}
+	if spare.Records > 0 {
+		guests = s.askLodgers(ctx, opts.Org) // of whose records they may have held some
+	}
 	p, err := s.evict(ctx, opts.Org, guests, ch)
 	p.Records += spare.Records
 	p.Bytes = max(before-s.used.bytes.Load(), 0)

@@ -184,6 +184,114 @@ func kept(t *testing.T, d *daemon) []string {
 	return all
 }
 
+// What is kept counts, and is the first to go.
+func TestKeptAsLongAsThereIsRoom(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	for name, flags := range pipelines {
+		id := c.fails(name, dockerfile("FROM busybox", "RUN dd if=/dev/zero of=/made bs=1M count=3; false").write(t), flags...)
+		in, keys := keyboard(t)
+		r := c.startWith(in, "builds", "shell", id)
+		fmt.Fprintln(keys, "dd if=/dev/zero of=/more bs=1M count=3 2> /dev/null; echo ready; read x; cat /made | wc -c")
+		r.untilPrinted("ready")
+		if n := c.kept(name); n.Count != 1 {
+			t.Errorf("%s: usage %+v", name, n)
+		}
+		prune := func() {
+			t.Helper()
+			if p := c.slipway("cache", "prune", "--all"); p.code() != exitDone {
+				t.Error(p.text())
+			}
+		}
+		prune() // nothing that somebody is in
+		fmt.Fprintln(keys, "")
+		keys.Close()
+		if code := r.wait(20 * time.Second); code != 0 || !strings.Contains(r.stdout.String(), "3145728") {
+			t.Errorf("%s: exit code %d\n%s", name, code, r.text())
+		}
+		if n := c.kept(name); n.Count != 1 || n.Bytes < 3<<20 {
+			t.Errorf("%s: usage %+v", name, n)
+		}
+		prune()
+		if n := c.kept(name); n.Count != 0 || n.Bytes != 0 || len(kept(t, d)) != 0 {
+			t.Errorf("%s: usage %+v after all was pruned, kept %q", name, n, kept(t, d))
+		}
+		if r := c.slipway("builds", "shell", id); r.code() != exitUser || !strings.Contains(r.stderr.String(), "nothing is kept") {
+			t.Errorf("%s: exit code %d\n%s", name, r.code(), r.text())
+		}
+	}
+}
+
+type kindUsage struct {
+	Kind  string
+	Bytes int64
+	Count int
+}
+
+// kept is what the cache says that failed steps of an app have.
+func (c *client) kept(app string) kindUsage {
+	c.t.Helper()
+	var u struct{ Kinds []kindUsage }
+	c.slipway("cache", "usage", "-a", app, "--json").value(&u)
+	for _, k := range u.Kinds {
+		if k.Kind == "failed step" {
+			return k
+		}
+	}
+	c.t.Fatal("the usage has no failed steps")
+	return kindUsage{}
+}
+
+// Shells and commands have the limits and the network of RUN steps.
+func TestShellsHaveLimits(t *testing.T) {
+	t.Parallel()
+	_, c := startWithBusybox(t, "--network", "none", "--build-pids", "77", "--build-memory", "100MB")
+	const look = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max; cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max; ls /sys/class/net"
+	check := func(r *call) {
+		t.Helper()
+		got := strings.Fields(r.stdout.String())
+		if len(got) != 3 || got[0] != "77" || !strings.HasPrefix(got[1], "99") && got[1] != "100000000" || got[2] != "lo" {
+			t.Errorf("%s", r.text())
+		}
+	}
+	for name, flags := range pipelines {
+		check(c.slipway("builds", "shell", c.fails(name, dockerfile("FROM busybox", "RUN false").write(t), flags...), "--", "sh", "-c", look))
+	}
+	c.deploy("shop", dockerfile("FROM busybox", "RUN true").write(t))
+	check(c.slipway("exec", "-a", "shop", "--", "sh", "-c", look))
+}
+
+// What a bind mount shows can be changed for the moment; who wants a locked cache
+// mount waits.
+func TestMountsOfShells(t *testing.T) {
+	t.Parallel()
+	_, c := startWithBusybox(t)
+	for name, flags := range pipelines {
+		files := tree{"Dockerfile": "FROM busybox\nRUN --mount=target=/src,rw --mount=type=cache,target=/c,sharing=locked touch /src/f; echo a >> /c/f; false\n", "f": "file\n"}
+		dir := files.write(t)
+		id := c.fails(name, dir, flags...)
+		in, keys := keyboard(t)
+		first := c.startWith(in, "builds", "shell", id)
+		fmt.Fprintln(keys, "cat /src/f; echo changed > /src/f; cat /src/f; echo b >> /c/f; echo ready")
+		first.untilPrinted("file\nchanged\nready\n")
+		second := c.startDeploy(name, files.and("f", "other\n").write(t), flags...)
+		if name == "classic" {
+			second.untilLog("waiting for the cache mount")
+		}
+		keys.Close()
+		if code := first.wait(20 * time.Second); code != 0 {
+			t.Errorf("%s: exit code %d\n%s", name, code, first.text())
+		}
+		second.wait(patience)
+		if second.code() != exitUser {
+			t.Errorf("%s: exit code %d\n%s", name, second.code(), second.text())
+		}
+		if r := c.slipway("builds", "shell", id, "--", "cat", "/src/f", "/c/f"); r.stdout.String() != "file\na\nb\na\n" {
+			t.Errorf("%s: afterwards\n%s", name, r.text())
+		}
+	}
+}
+
 func TestNothingIsKept(t *testing.T) {
 	t.Parallel()
 	_, c := startWithBusybox(t, "--keep-failed", "0")
