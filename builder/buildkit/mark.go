@@ -47,7 +47,12 @@ func (b *markingBridge) Solve(ctx context.Context, req frontend.SolveRequest, si
 	if err := b.build.mark(req.Definition); err != nil {
 		return nil, err
 	}
-	return b.FrontendLLBBridge.Solve(ctx, req, sid)
+	res, err := b.FrontendLLBBridge.Solve(ctx, req, sid)
+	if err != nil {
+		b.build.keep(ctx, err)
+		return nil, err
+	}
+	return b.build.keeping(res)
 }
 
 // ResolveSourceMetadata implements BuildKit's bridge.
