@@ -30,6 +30,13 @@ type Registries struct {
 	IsLocal    func(host string) bool
 }
 
+// For returns the same registries with another way to read the daemon's own.
+func (r *Registries) For(local http.RoundTripper) *Registries {
+	other := *r
+	other.Local = local
+	return &other
+}
+
 // Hosts is what BuildKit asks for the places of a host's images.
 func (r *Registries) Hosts(host string) ([]docker.RegistryHost, error) {
 	if r.IsLocal(host) {

@@ -3,6 +3,7 @@ package buildkit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"os"
@@ -29,6 +30,7 @@ import (
 	urls "github.com/moby/buildkit/source/http"
 	"github.com/moby/buildkit/source/local"
 	"github.com/moby/buildkit/util/archutil"
+	"github.com/moby/buildkit/util/db"
 	"github.com/moby/buildkit/util/db/boltutil"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/leaseutil"
@@ -51,6 +53,7 @@ type tenant struct {
 	engine   *Engine
 	org      string
 	cache    *layercache.Cache
+	steps    *executor.Executor // runs the org's steps; it is no other org's
 	worker   *worker
 	sessions *session.Manager
 	control  *control.Controller
@@ -190,13 +193,19 @@ func (o *opener) workerOpt() (base.WorkerOpt, error) {
 		return base.WorkerOpt{}, err
 	}
 	o.closers = append(o.closers, records.Close)
+	if err := relax(records.DB()); err != nil {
+		return base.WorkerOpt{}, err
+	}
+	steps := o.engine.opts.Executor
+	steps.Watch = watch
+	o.steps = executor.New(steps)
 	id, err := base.ID(o.dir)
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
 	blobs := containerdsnapshot.NewContentStore(adopter{Store: o.store.Content, tenant: o.tenant}, o.store.Namespace)
 	return base.WorkerOpt{
-		ID: id, Root: o.dir, MetadataStore: records, Executor: o.executor(),
+		ID: id, Root: o.dir, MetadataStore: records, Executor: o.steps,
 		Labels:       map[string]string{label.Executor: "slipway", label.Snapshotter: o.store.Snapshotter},
 		Platforms:    supported(),
 		Snapshotter:  containerdsnapshot.NewSnapshotter(o.store.Snapshotter, o.store.Snapshots, o.store.Namespace, nil),
@@ -207,11 +216,17 @@ func (o *opener) workerOpt() (base.WorkerOpt, error) {
 	}, nil
 }
 
-// executor runs the org's steps; it is no other org's.
-func (o *opener) executor() *executor.Executor {
-	opts := o.engine.opts.Executor
-	opts.Watch = watch
-	return executor.New(opts)
+// relax has a database write without waiting for the disk, which a step would
+// do some twenty times. What is written survives the end of the process. The
+// end of the machine ends the store's generation, and [settle] throws away what
+// was about that one; [Engine.Close] makes durable what stays.
+func relax(t db.Transactor) error {
+	b, ok := t.(*bolt.DB)
+	if !ok {
+		return fmt.Errorf("BuildKit's database is a %T", t)
+	}
+	b.NoSync, b.NoGrowSync = true, true
+	return nil
 }
 
 // supported are the platforms of this machine: its own, and those that it can
@@ -238,6 +253,9 @@ func (o *opener) openControl(ctx context.Context) error {
 		return err
 	}
 	o.closers = append(o.closers, history.Close)
+	if err := relax(history); err != nil {
+		return err
+	}
 	workers := &buildkit.Controller{}
 	if err := workers.Add(o.worker); err != nil {
 		return err

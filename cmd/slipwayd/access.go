@@ -53,7 +53,7 @@ func (a registryAccess) Authenticate(ctx context.Context, _, secret string) (str
 // Authorize implements registry.Access.
 func (a registryAccess) Authorize(ctx context.Context, id, repository string, actions ...string) error {
 	if ctx.Value(inside{}) != nil {
-		return allowInside(id, repository, actions)
+		return a.allowInside(ctx, id, repository, actions)
 	}
 	p, err := a.principals.Principal(ctx, id)
 	if err != nil {
@@ -135,13 +135,26 @@ func foreign(p tokens.Principal, repository string) error {
 	return fmt.Errorf("%w: org %q has no app %q", registry.ErrDenied, p.Org, repository)
 }
 
-// allowInside lets who is inside the daemon read, and write to the repository
-// that it says it is here for.
-func allowInside(id, repository string, actions []string) error {
-	for _, a := range actions {
-		if a != registry.ActionPull && (a != registry.ActionPush || id != insidePush+repository) {
+// allowInside lets who is inside the daemon read for the org, or write to the
+// repository, that it says it is here for.
+func (a registryAccess) allowInside(ctx context.Context, id, repository string, actions []string) error {
+	may := []string{registry.ActionPull, registry.ActionPush}
+	if id != insidePush+repository {
+		org, reads := strings.CutPrefix(id, insidePull)
+		if !reads {
 			return registry.ErrDenied
 		}
+		owner, err := a.owner(ctx, repository, nil)
+		if err != nil {
+			return err
+		}
+		if owner != "" && owner != org {
+			return registry.ErrDenied
+		}
+		may = may[:1]
+	}
+	if slices.ContainsFunc(actions, func(action string) bool { return !slices.Contains(may, action) }) {
+		return registry.ErrDenied
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 	within := d.inside()
 	images := &buildkit.Registries{
 		Mirrors: d.config.mirrorURLs, Insecure: d.config.insecureRegs, Direct: pushd.NewTransport(), Redirect: fetch,
-		Local: insider{within, "pull"}, LocalScheme: "http", IsLocal: d.isLocal,
+		LocalScheme: "http", IsLocal: d.isLocal,
 		LocalWrite: func(repository string) http.RoundTripper { return insider{within, insidePush + repository} },
 	}
 	if d.tls != nil {
@@ -38,7 +38,7 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 		Apart: []string{"/proc/self/exe", readApart},
 		Executor: executor.Options{Runner: d.runner, Network: d.config.networkMode, Log: d.log.With("part", "buildkit"),
 			Limits: sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids}},
-		Hosts: func(string) docker.RegistryHosts { return images.Hosts }, Own: images.Own,
+		Hosts: func(org string) docker.RegistryHosts { return images.For(insider{within, insidePull + org}).Hosts }, Own: images.Own,
 		Log: d.log.With("part", "buildkit"),
 	})
 	if err != nil {
@@ -58,6 +58,9 @@ func (d *daemon) openAPI(b *builder.Builder) {
 			return buildkit.Caller{ID: p.ID, Org: p.Org, App: p.App}
 		},
 		Allow: func(ctx context.Context, do buildkit.Action, app string) error {
+			if do == buildkit.Push {
+				return server.Push(ctx, app)
+			}
 			return server.Allow(ctx, actions[do], app)
 		},
 		Repository: func(name string) (string, bool) {
@@ -112,8 +115,12 @@ func (d *daemon) inside() http.RoundTripper {
 	}
 }
 
-// insidePush is before the repository, as the password of who may write there.
-const insidePush = "push "
+// What passwords of insiders begin with: before the org for whose builds they
+// read, and before the repository that they write to.
+const (
+	insidePull = "pull "
+	insidePush = "push "
+)
 
 // An insider's requests come with a password, since a registry does not ask who
 // sends none. It says what they may do, and would not do elsewhere.

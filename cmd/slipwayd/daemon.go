@@ -377,12 +377,23 @@ func (d *daemon) isLocal(host string) bool {
 	return err == nil && port == own && name == "localhost"
 }
 
-func (d *daemon) localBase(name string) base.Repository {
+// localBase opens a repository of the embedded registry for builds of an org.
+func (d *daemon) localBase(org, name string) base.Repository {
 	repo, err := d.registry.Repository(name)
 	if err != nil {
 		return invalidRepository{err}
 	}
-	return repo
+	return readable{repo, func(ctx context.Context) error { return d.mayRead(ctx, org, name) }}
+}
+
+// mayRead returns an error that wraps registry.ErrNotFound if a repository
+// belongs to another org: its builds are not told that it is there.
+func (d *daemon) mayRead(ctx context.Context, org, repository string) error {
+	owner, err := d.authority.Owner(ctx, repository)
+	if err == nil && owner != "" && owner != org {
+		err = fmt.Errorf("%w: repository %s", registry.ErrNotFound, repository)
+	}
+	return err
 }
 
 // destination opens the repositories that images go to.
