@@ -54,7 +54,8 @@ type shopper struct {
 	name string
 	push func(token, ref string) (string, error)
 	pull func(token, ref string) (string, error)
-	mute bool // shows the status of what was refused, but not why
+	drop func(token, ref string) (string, error) // deletes a tag, or the image with it; nil if it cannot
+	mute bool                                    // shows the status of what was refused, but not why
 }
 
 // seed is the name of the image in the archive that clients push.
@@ -146,6 +147,15 @@ func goShopping(t *testing.T, d *daemon, c shopper) {
 	if tags := d.tags("shop"); fmt.Sprint(tags) != "[v1]" {
 		t.Errorf("the registry has %v", tags)
 	}
+	if c.drop != nil {
+		out, err := c.drop(writer, d.http+"/shop:v1")
+		c.check(t, "delete with a registry token", out, err, "registry:delete|403")
+		out, err = c.drop(d.token, d.http+"/shop:v1")
+		c.check(t, "delete with the admin's token", out, err, "")
+		if tags := d.tags("shop"); len(tags) > 0 {
+			t.Errorf("deleted; the registry has %v", tags)
+		}
+	}
 	poll(t, 10*time.Second, "the pull to be recorded", func() bool {
 		return strings.Contains(admin.slipway("envs", "history", "production", "--json").text(), `"token_id":"`+envID+`"`)
 	})
@@ -207,6 +217,7 @@ func craneClient(t *testing.T, archive string) shopper {
 		name: "crane",
 		push: func(token, ref string) (string, error) { return as(token, ref, "push", archive, ref) },
 		pull: func(token, ref string) (string, error) { return as(token, ref, "pull", ref, os.DevNull) },
+		drop: func(token, ref string) (string, error) { return as(token, ref, "delete", ref) },
 	}
 }
 
@@ -226,6 +237,9 @@ func skopeoClient(t *testing.T, archive string) shopper {
 		},
 		pull: func(token, ref string) (string, error) {
 			return as(token, ref, "docker://"+ref, "dir:"+t.TempDir())
+		},
+		drop: func(token, ref string) (string, error) {
+			return skopeo("", "delete", "--tls-verify=false", "--creds", "anyone:"+token, "docker://"+ref)
 		},
 	}
 }
