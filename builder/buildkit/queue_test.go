@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"strings"
 	"sync"
@@ -85,12 +86,16 @@ func TestLogOfPlainDefinition(t *testing.T) {
 	l := &ledger{}
 	h.api.opts.Queue = l
 	c := h.client("acme//alice")
-	st := llb.Scratch().File(llb.Mkfile("/one", 0o644, []byte("1"))).File(llb.Mkfile("/two", 0o644, []byte("2")))
+	st := llb.Scratch().File(llb.Mkfile("/one", 0o644, []byte("1"))).File(llb.Mkfile("/two", 0o644, []byte("2"))).
+		File(llb.Mkdir("/u", 0o755), llb.WithCustomName("[3/3] ADD https://user:hunter2@h/x"))
 	def, err := st.Marshal(t.Context())
 	fatal(t, err)
 	_, err = c.Solve(t.Context(), def, client.SolveOpt{}, nil)
 	fatal(t, err)
 	started, names := 0, ""
+	if strings.Contains(fmt.Sprint(l.events), "hunter2") {
+		t.Errorf("a password is in the log: %v", l.events)
+	}
 	for _, e := range l.events {
 		switch e := e.Event.(type) {
 		case *slipwayv1.Event_StepStarted:
@@ -102,7 +107,7 @@ func TestLogOfPlainDefinition(t *testing.T) {
 			}
 		}
 	}
-	if started != 2 || !strings.Contains(names, "mkfile /one") || !strings.Contains(names, "mkfile /two") || l.result.Steps != 2 || l.result.Status != slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED {
+	if started != 3 || !strings.Contains(names, "mkfile /one") || !strings.Contains(names, "mkfile /two") || l.result.Steps != 3 || l.result.Status != slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED {
 		t.Errorf("%d steps began of %q; result %v", started, names, l.result)
 	}
 }
