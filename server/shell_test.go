@@ -133,11 +133,11 @@ func (d *daemon) exec(token string, start *slipwayv1.ExecStart, input ...*slipwa
 	d.t.Helper()
 	s, err := slipwayv1.NewShellServiceClient(d.cc).Exec(as(d.t, token))
 	check(d.t, err)
-	check(d.t, s.Send(&slipwayv1.ExecRequest{Message: &slipwayv1.ExecRequest_Start{Start: start}}))
+	_ = s.Send(&slipwayv1.ExecRequest{Message: &slipwayv1.ExecRequest_Start{Start: start}}) // Recv says why not
 	for _, in := range input {
 		_ = s.Send(&slipwayv1.ExecRequest{Message: &slipwayv1.ExecRequest_Input{Input: in}}) // Recv says why not
 	}
-	check(d.t, s.CloseSend())
+	_ = s.CloseSend()
 	var h heard
 	for {
 		m, err := s.Recv()
@@ -156,11 +156,12 @@ func (d *daemon) shell(token, id string, input ...*slipwayv1.ProcessInput) heard
 	d.t.Helper()
 	s, err := slipwayv1.NewShellServiceClient(d.cc).Shell(as(d.t, token))
 	check(d.t, err)
-	check(d.t, s.Send(&slipwayv1.ShellRequest{Message: &slipwayv1.ShellRequest_Start{Start: &slipwayv1.ShellStart{BuildId: id, Args: []string{"ls"}}}}))
+	start := &slipwayv1.ShellStart{BuildId: id, Args: []string{"ls"}}
+	_ = s.Send(&slipwayv1.ShellRequest{Message: &slipwayv1.ShellRequest_Start{Start: start}}) // Recv says why not
 	for _, in := range input {
 		_ = s.Send(&slipwayv1.ShellRequest{Message: &slipwayv1.ShellRequest_Input{Input: in}}) // Recv says why not
 	}
-	check(d.t, s.CloseSend())
+	_ = s.CloseSend()
 	var h heard
 	for {
 		m, err := s.Recv()
