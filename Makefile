@@ -43,12 +43,13 @@ demo: deps build ## deploy examples/hello to a daemon of its own
 	$(BUILD) -o bin/ ./examples/hello ./examples/verify
 	$(SUDO) scripts/demo.sh
 
-# What the tests make their input with.
-TOOLS := python3:python3 bzip2:bzip2 xz:xz-utils mkfs.ext4:e2fsprogs
+# What the tests make their input with, and the clients that they drive.
+TOOLS   := python3:python3 bzip2:bzip2 xz:xz-utils mkfs.ext4:e2fsprogs
+CLIENTS := skopeo:skopeo ctr:containerd dockerd:docker.io
 
 # Go cannot see what the tests of cmd/slipwayd build, so no result is kept.
 .PHONY: test
-test: PROGRAMS := $(TOOLS)
+test: PROGRAMS := $(TOOLS) $(CLIENTS)
 test: deps ## all tests; some need root and are skipped without
 	$(GO) test -count=1 -timeout $(TIMEOUT) ./...
 

@@ -35,6 +35,8 @@ var arrows = map[string][]string{
 	"sshagent":         {"proto"},
 	"fleet/fleettest":  {"fleet"},
 	"pushd/targettest": {"pushd"},
+	"tokens/store":     {"sqldb", "tokens"},
+	"tokens/storetest": {"tokens"},
 	"pushd/compress":   {},
 
 	// builder joins the stages; what a pipeline stands on does not know it.
@@ -58,7 +60,9 @@ var arrows = map[string][]string{
 	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
 	"server/records": {},
 
-	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "tokens", "unixsocket"},
+	"web": {"proto"},
+
+	"cmd/slipwayd": {"builder", "buildctx", "fleet", "layercache", "limits", "proto", "pushd", "registry", "server", "sqldb", "tokens", "unixsocket", "web"},
 	"cmd/slipway":  {"buildctx", "proto", "sshagent", "unixsocket"},
 	"examples":     {},
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -16,17 +15,23 @@ import (
 	"github.com/slipwayhq/slipway/registry"
 )
 
-// policy knows three tokens: one for everything, one that may only pull from
-// shop, and one that the database cannot be asked about.
-func policy(_ context.Context, _, s, repository string, actions ...string) error {
+// policy knows four tokens: one for everything, one that may only pull from
+// shop, one that may only push to it, and one that the database cannot be asked
+// about.
+func policy(s, repository string, actions ...string) error {
 	switch s {
 	case secret:
 		return nil
 	case "sr_shop":
-		if repository == "" && len(actions) == 0 || repository == "shop" && slices.Equal(actions, []string{"pull"}) {
+		if repository == "" || repository == "shop" && slices.Equal(actions, []string{"pull"}) {
 			return nil
 		}
 		return fmt.Errorf("%w: this token may pull from shop", registry.ErrDenied)
+	case "sp_shop":
+		if len(actions) == 0 || repository == "shop" && !slices.Contains(actions, "delete") {
+			return nil
+		}
+		return fmt.Errorf("%w: this token may push to shop", registry.ErrDenied)
 	case "sr_unknowable":
 		return errors.New("dial tcp 10.0.0.7: connection refused")
 	}
@@ -34,16 +39,10 @@ func policy(_ context.Context, _, s, repository string, actions ...string) error
 }
 
 func TestAccess(t *testing.T) {
-	s, _ := open(t, registry.Options{Access: registry.AccessFunc(policy), Host: "registry.example:7071"})
+	s, _ := open(t, registry.Options{Access: decide(policy), Host: "registry.example:7071"})
 	if err := remote.Write(s.ref(t, "shop:v1"), randomImage(t), basic); err != nil {
 		t.Fatal(err)
 	}
-	basicAuth := func(token string) string {
-		r := httptest.NewRequest("GET", "/", nil)
-		r.SetBasicAuth("x", token)
-		return r.Header.Get("Authorization")
-	}
-	const accept = "application/vnd.docker.distribution.manifest.v2+json"
 	for _, tc := range []struct {
 		name, method, path, auth string
 		status                   int
@@ -66,13 +65,14 @@ func TestAccess(t *testing.T) {
 		{"reader", "POST", "/v2/shop/blobs/uploads/", basicAuth("sr_shop"), 403, "DENIED"},
 		{"reader", "PUT", "/v2/shop/manifests/v2", basicAuth("sr_shop"), 403, "DENIED"},
 		{"reader", "DELETE", "/v2/shop/manifests/v1", basicAuth("sr_shop"), 403, "DENIED"},
-		{"reader", "GET", "/v2/_catalog", basicAuth("sr_shop"), 403, "DENIED"},
+		{"reader", "GET", "/v2/_catalog", basicAuth("sr_shop"), 200, `["shop"]`},
+		{"pusher", "GET", "/v2/_catalog", basicAuth("sp_shop"), 403, "DENIED"},
 		{"admin", "GET", "/v2/_catalog", basicAuth(secret), 200, "shop"},
 		{"admin", "POST", "/v2/shop/blobs/uploads/", basicAuth(secret), 202, ""},
 		{"outage", "GET", "/v2/shop/manifests/v1", basicAuth("sr_unknowable"), 503, "UNAVAILABLE"},
 	} {
 		t.Run(tc.name+" "+tc.method+" "+tc.path, func(t *testing.T) {
-			resp, body := s.do(t, tc.method, tc.path, "", "Authorization", tc.auth, "Accept", accept)
+			resp, body := s.do(t, tc.method, tc.path, "", "Authorization", tc.auth, "Accept", manifestType)
 			if resp.StatusCode != tc.status || !strings.Contains(body, tc.text) {
 				t.Errorf("%s %s; want %d with %q", resp.Status, body, tc.status, tc.text)
 			}
@@ -81,9 +81,9 @@ func TestAccess(t *testing.T) {
 			}
 			want := ""
 			if tc.status == 401 {
-				want = `Basic realm="registry.example:7071"`
+				want = `Bearer realm="` + s.url + `/v2/token",service="registry.example:7071"`
 			}
-			if got := resp.Header.Get("WWW-Authenticate"); got != want {
+			if got := resp.Header.Get("WWW-Authenticate"); !strings.HasPrefix(got, want) || (got == "") != (want == "") {
 				t.Errorf("WWW-Authenticate: %q, want %q", got, want)
 			}
 			if strings.Contains(body, "10.0.0.7") {
@@ -99,7 +99,7 @@ func TestAccess(t *testing.T) {
 func TestAccessIsAskedEachTime(t *testing.T) {
 	var mu sync.Mutex
 	revoked := false
-	s, _ := open(t, registry.Options{Access: registry.AccessFunc(func(context.Context, string, string, string, ...string) error {
+	s, _ := open(t, registry.Options{Access: decide(func(string, string, ...string) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if revoked {
@@ -118,40 +118,64 @@ func TestAccessIsAskedEachTime(t *testing.T) {
 	}
 }
 
+// asked notes what an Access is asked, and denies it.
+type asked struct {
+	mu  sync.Mutex
+	log []string
+}
+
+func (a *asked) Authenticate(ctx context.Context, user, secret string) (string, error) {
+	a.note("who is %s %s at %s", user, secret, registry.RemoteAddr(ctx))
+	return "tok_1", nil
+}
+
+func (a *asked) Authorize(ctx context.Context, id, repository string, actions ...string) error {
+	a.note("may %s at %s %q %v", id, registry.RemoteAddr(ctx), repository, actions)
+	return registry.ErrDenied
+}
+
+func (a *asked) Allowed(_ context.Context, id, repository string, actions ...string) ([]string, error) {
+	a.note("could %s %q %v", id, repository, actions)
+	return nil, nil
+}
+
+func (a *asked) note(format string, args ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.log = append(a.log, fmt.Sprintf(format, args...))
+}
+
+func (a *asked) take() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	log := a.log
+	a.log = nil
+	return log
+}
+
 func TestAccessActions(t *testing.T) {
-	var (
-		mu    sync.Mutex
-		asked []string
-	)
-	take := func() []string {
-		mu.Lock()
-		defer mu.Unlock()
-		a := asked
-		asked = nil
-		return a
-	}
-	s, _ := open(t, registry.Options{Access: registry.AccessFunc(func(_ context.Context, user, secret, repository string, actions ...string) error {
-		mu.Lock()
-		defer mu.Unlock()
-		asked = append(asked, fmt.Sprintf("%s %s %q %v", user, secret, repository, actions))
-		return registry.ErrDenied
-	})})
+	var a asked
+	s, _ := open(t, registry.Options{Access: &a})
+	zero := "sha256:" + strings.Repeat("0", 64)
 	for _, tc := range []struct{ method, path, want string }{
-		{"GET", "/v2/", `x sa_secret "" []`},
-		{"GET", "/v2/_catalog", `x sa_secret "" [catalog]`},
-		{"HEAD", "/v2/a/b/blobs/sha256:" + strings.Repeat("0", 64), `x sa_secret "a/b" [pull]`},
-		{"PATCH", "/v2/a/b/blobs/uploads/1", `x sa_secret "a/b" [pull push]`},
-		{"DELETE", "/v2/a/b/manifests/v1", `x sa_secret "a/b" [delete]`},
+		{"GET", "/v2/", `"" []`},
+		{"GET", "/v2/_catalog", `"" [catalog]`},
+		{"HEAD", "/v2/a/b/blobs/" + zero, `"a/b" [pull]`},
+		{"PATCH", "/v2/a/b/blobs/uploads/1", `"a/b" [pull push]`},
+		{"DELETE", "/v2/a/b/blobs/uploads/1", `"a/b" [push]`}, // gives it up
+		{"DELETE", "/v2/a/b/blobs/" + zero, `"a/b" [delete]`},
+		{"DELETE", "/v2/a/b/manifests/v1", `"a/b" [delete]`},
 	} {
 		s.do(t, tc.method, tc.path, "")
-		if asked := take(); !slices.Equal(asked, []string{tc.want}) {
-			t.Errorf("%s %s asks %q, want %q", tc.method, tc.path, asked, tc.want)
+		want := []string{"who is x sa_secret at 127.0.0.1", "may tok_1 at 127.0.0.1 " + tc.want}
+		if got := a.take(); !slices.Equal(got, want) {
+			t.Errorf("%s %s asks %q, want %q", tc.method, tc.path, got, want)
 		}
 	}
 }
 
 func TestAccessIsNotAskedAboutNothing(t *testing.T) {
-	s, _ := open(t, registry.Options{Access: registry.AccessFunc(func(context.Context, string, string, string, ...string) error {
+	s, _ := open(t, registry.Options{Access: decide(func(string, string, ...string) error {
 		return nil
 	})})
 	for _, auth := range []string{"", "Basic eDo=", "Basic !", "Bearer", "Bearer  ", "Negotiate abc"} {
@@ -162,7 +186,7 @@ func TestAccessIsNotAskedAboutNothing(t *testing.T) {
 }
 
 func TestMount(t *testing.T) {
-	s, _ := open(t, registry.Options{Access: registry.AccessFunc(func(_ context.Context, _, _, repository string, _ ...string) error {
+	s, _ := open(t, registry.Options{Access: decide(func(_, repository string, _ ...string) error {
 		if repository == "private" {
 			return registry.ErrDenied
 		}
@@ -224,7 +248,7 @@ func TestEvents(t *testing.T) {
 	defer mu.Unlock()
 	got := make([]string, len(events))
 	for i, e := range events {
-		if e.Digest != want || e.Repository != "manifests/shop" || e.Time.IsZero() || !strings.Contains(e.UserAgent, "go-containerregistry") || e.Remote == "" {
+		if e.Digest != want || e.Repository != "manifests/shop" || e.Time.IsZero() || !strings.Contains(e.UserAgent, "go-containerregistry") || e.Remote != "127.0.0.1" || e.Token != "id of "+secret {
 			t.Errorf("event %+v", e)
 		}
 		got[i] = e.Method + " " + e.Reference

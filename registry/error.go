@@ -10,13 +10,17 @@ import (
 )
 
 var (
-	// ErrUnauthorized is what an [Access] answers when it does not know the
-	// credentials. The client is asked for others.
+	// ErrUnauthorized is what an [Access] answers about a token that is no good.
+	// The client is asked for another one.
 	ErrUnauthorized = errors.New("authentication required")
 
-	// ErrDenied is what an [Access] answers when it knows the credentials and
-	// they do not suffice. Asking again will not help.
+	// ErrDenied is what an [Access] answers about a good token that does not
+	// suffice. Asking again will not help.
 	ErrDenied = errors.New("requested access to the resource is denied")
+
+	// ErrTooMany is what an [Access] answers, as a [*TooManyError], to a client
+	// that tried too many tokens that are no good.
+	ErrTooMany = errors.New("too many failed logins")
 
 	// ErrNotFound means that the repository has no such blob, manifest or tag.
 	ErrNotFound = errors.New("not found in the registry")

@@ -18,12 +18,13 @@ type Event struct {
 	Repository string
 	Reference  string        // the tag or digest that was asked for
 	Digest     digest.Digest // what it stands for
+	Token      string        // ID of the token, as the Access knows it
 	UserAgent  string
-	Remote     string // address of the client's end of the connection
+	Remote     string // IP address of the client
 }
 
 // observed returns w, telling f when it starts a good answer about a manifest.
-func observed(w http.ResponseWriter, r *http.Request, f func(context.Context, Event)) http.ResponseWriter {
+func observed(w http.ResponseWriter, r *http.Request, token string, f func(context.Context, Event)) http.ResponseWriter {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodPut:
 	default:
@@ -41,8 +42,9 @@ func observed(w http.ResponseWriter, r *http.Request, f func(context.Context, Ev
 			Repository: path[:i],
 			Reference:  path[i+len("/manifests/"):],
 			Digest:     digest.Digest(w.Header().Get("Docker-Content-Digest")),
+			Token:      token,
 			UserAgent:  r.UserAgent(),
-			Remote:     r.RemoteAddr,
+			Remote:     RemoteAddr(r.Context()),
 		})
 	}}
 }

@@ -1,8 +1,12 @@
 package registry
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +29,7 @@ func (l layout) v2() string           { return filepath.Join(l.root, "docker", "
 func (l layout) repositories() string { return filepath.Join(l.v2(), "repositories") }
 func (l layout) tmp() string          { return filepath.Join(l.root, "tmp") }
 func (l layout) secret() string       { return filepath.Join(l.root, "upload.key") }
+func (l layout) tokenKey() string     { return filepath.Join(l.root, "token.key") }
 
 // blob is the file of a blob, whichever repositories have it.
 func (l layout) blob(d digest.Digest) string {
@@ -58,11 +63,52 @@ func (l layout) prepare() (key string, err error) {
 		return "", err
 	}
 	key = newKey()
-	tmp, err := l.write([]byte(key + "\n"))
-	if err != nil {
-		return "", err
+	return key, l.replace(l.secret(), []byte(key+"\n"))
+}
+
+// signingKey returns the key that signs bearer tokens. It outlives the process
+// so that pushes under way can go on; one that cannot be read is replaced,
+// which costs clients a new bearer token.
+func (l layout) signingKey() (*ecdsa.PrivateKey, error) {
+	b, err := os.ReadFile(l.tokenKey())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	return key, os.Rename(tmp, l.secret())
+	if key, ok := parseKey(b); ok {
+		return key, nil
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return key, l.replace(l.tokenKey(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+func parseKey(b []byte) (*ecdsa.PrivateKey, bool) {
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, false
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	ec, ok := key.(*ecdsa.PrivateKey)
+	return ec, err == nil && ok && ec.Curve == elliptic.P256()
+}
+
+// replace makes b the content of the file at path, whole or not at all, for
+// its owner only.
+func (l layout) replace(path string, b []byte) error {
+	tmp, err := l.write(b)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return nil
 }
 
 func newKey() string {

@@ -34,9 +34,14 @@ type Options struct {
 	Root   string // directory of the registry, made when absent; one process at a time
 	Access Access // decides on every HTTP request; required
 
-	// Host is the HOST[:PORT] under which clients reach the registry. It is
-	// the realm of its challenges; empty means "slipway".
+	// Host is the HOST[:PORT] by which the registry is known. Bearer tokens are
+	// made for it, and good nowhere else; empty means "slipway".
 	Host string
+
+	// Proxied says that requests come through a proxy which sets
+	// X-Forwarded-For and X-Forwarded-Proto, and may set X-Forwarded-Host, so
+	// that they can be believed.
+	Proxied bool
 
 	// OnManifest hears of every manifest that a client fetched, checked or
 	// stored over HTTP. It runs before the answer is complete, with the
@@ -47,7 +52,7 @@ type Options struct {
 	Log *slog.Logger // nil means none
 }
 
-func (o *Options) realm() string {
+func (o *Options) host() string {
 	if o.Host == "" {
 		return "slipway"
 	}
@@ -89,7 +94,15 @@ func Open(ctx context.Context, o Options) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open registry: %w", err)
 	}
-	gate := &gate{access: o.Access, realm: o.realm(), log: r.log}
+	key, err := r.layout.signingKey()
+	if err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	mint, err := newMint(key, o.host())
+	if err != nil {
+		return nil, fmt.Errorf("open registry: %w", err)
+	}
+	gate := &gate{access: o.Access, mint: mint, proxied: o.Proxied, log: r.log}
 	if r.app, err = newApp(withLog(context.WithoutCancel(ctx), r.entry), o.Root, secret, gate); err != nil {
 		return nil, fmt.Errorf("open registry: %w", err)
 	}
@@ -138,14 +151,30 @@ func newApp(ctx context.Context, root, secret string, g *gate) (app *handlers.Ap
 // Handler returns the handler of /v2/.
 func (r *Registry) Handler() http.Handler { return r.handler }
 
+// wrap returns the handler of everything: what distribution does not do, or
+// not as we want it, does not get there.
 func (r *Registry) wrap(g *gate, observe func(context.Context, Event)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		w, req = g.enter(w, req)
-		req = req.WithContext(withLog(req.Context(), r.entry))
-		if observe != nil {
-			w = observed(w, req, observe)
+		if req.URL.Path == tokenPath {
+			g.serveToken(w, req)
+			return
 		}
+		c, req := g.meet(w, req)
+		if req.URL.Path == catalogPath {
+			r.serveCatalog(g, c, req)
+			return
+		}
+		req = unforwarded(g.unmounted(req, c))
+		req = req.WithContext(withLog(req.Context(), r.entry))
+		w = c.answer
+		if observe != nil {
+			w = observed(w, req, c.id, observe)
+		}
+		defer c.leave()
 		r.app.ServeHTTP(w, req)
+		if c.leave() {
+			panic(http.ErrAbortHandler) // or somebody else's next request would meet the deadlines
+		}
 	})
 }
 

@@ -35,12 +35,38 @@ import (
 const secret = "sa_secret"
 
 // everything lets the one secret do everything.
-var everything = registry.AccessFunc(func(_ context.Context, _, s, _ string, _ ...string) error {
+var everything = decide(func(s, _ string, _ ...string) error {
 	if s != secret {
 		return fmt.Errorf("%w: token not recognized", registry.ErrUnauthorized)
 	}
 	return nil
 })
+
+// decide is an Access that knows a token's value from its ID.
+type decide func(secret, repository string, actions ...string) error
+
+func (f decide) Authenticate(_ context.Context, _, secret string) (string, error) {
+	if err := f(secret, ""); err != nil && !errors.Is(err, registry.ErrDenied) {
+		return "", err
+	}
+	return "id of " + secret, nil
+}
+
+func (f decide) Authorize(_ context.Context, id, repository string, actions ...string) error {
+	return f(strings.TrimPrefix(id, "id of "), repository, actions...)
+}
+
+func (f decide) Allowed(ctx context.Context, id, repository string, actions ...string) (out []string, _ error) {
+	for _, a := range actions {
+		switch err := f.Authorize(ctx, id, repository, a); {
+		case err == nil:
+			out = append(out, a)
+		case !errors.Is(err, registry.ErrDenied):
+			return nil, err
+		}
+	}
+	return out, nil
+}
 
 type served struct {
 	*registry.Registry
@@ -376,7 +402,7 @@ func TestRestart(t *testing.T) {
 }
 
 func TestTwoRegistries(t *testing.T) {
-	other := registry.AccessFunc(func(_ context.Context, _, s, _ string, _ ...string) error {
+	other := decide(func(string, string, ...string) error {
 		return registry.ErrDenied
 	})
 	a, _ := open(t, registry.Options{})

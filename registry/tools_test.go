@@ -35,7 +35,7 @@ func tool(t *testing.T, program string) func(stdin string, args ...string) (stri
 
 func TestSkopeo(t *testing.T) {
 	skopeo := tool(t, "skopeo")
-	s, _ := open(t, registry.Options{Access: registry.AccessFunc(policy)})
+	s, _ := open(t, registry.Options{Access: decide(policy)})
 	dir := t.TempDir()
 	index, err := random.Index(1000, 1, 1)
 	if err != nil {

@@ -180,7 +180,7 @@ func address(ctx context.Context) string {
 	switch from.Addr.Network() {
 	case "unix":
 		return "unix"
-	case "bufconn":
+	case inside:
 		md, _ := metadata.FromIncomingContext(ctx)
 		return strings.Join(md.Get(clientHeader), " ")
 	}

@@ -107,7 +107,8 @@ func (s *sender) event(e *slipwayv1.Event) error {
 	return s.send(&slipwayv1.BuildResponse{Message: &slipwayv1.BuildResponse_Event{Event: e}})
 }
 
-// checkStart refuses what can never become a build.
+// checkStart refuses what can never become a build. It sets the environment of a
+// release that has none if the caller's token has.
 func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 	invalid := func(hint, format string, args ...any) error {
 		return failure.At(failure.Userf(failure.InvalidArgument, hint, format, args...), failure.Preflight, 0)
@@ -125,8 +126,6 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 		return invalid("use a shorter one", "the idempotency key has %d bytes, %d are allowed", len(s.IdempotencyKey), maxKey)
 	case proto.Size(s) > fleet.MaxPayload:
 		return invalid("pass long values in files of the context", "build arguments, labels and Dockerfile have %d bytes, %d are allowed", proto.Size(s), fleet.MaxPayload)
-	case s.Environment != "":
-		return failure.At(failure.Userf(failure.NotSupported, "leave --env out", "this daemon has no environments yet"), failure.Preflight, 0)
 	case s.Detach && len(s.AgentIds) > 0:
 		return invalid("leave --detach out, or give the key as a secret", "an SSH agent is asked while the build runs: --ssh does not go with --detach")
 	}
@@ -136,12 +135,17 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 	if err := allow(ctx, tokens.ScopeBuildWrite, s.App); err != nil {
 		return err
 	}
+	if err := f.checkRelease(ctx, s); err != nil {
+		return err
+	}
 	if err := f.mayRead(ctx, s.Image); err != nil {
 		return err
 	}
+	if err := f.mayWrite(ctx, s); err != nil {
+		return err
+	}
 	if f.draining.Load() {
-		return &failure.Error{Code: failure.Unavailable, Phase: failure.Queue, Blame: failure.Builder, Retryable: true,
-			Message: "the daemon is stopping", Hint: "deploy again in a moment"}
+		return errDraining
 	}
 	return nil
 }
@@ -166,9 +170,12 @@ func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Bu
 }
 
 // claim makes the app one of the caller's org, if it is nobody's; to plan, it
-// need not be anybody's.
+// need not be anybody's. What BuildKit's clients build may be for no app.
 func (f *Front) claim(ctx context.Context, start *slipwayv1.Start) error {
 	a := accessOf(ctx)
+	if !appName.MatchString(start.App) {
+		return nil
+	}
 	if !start.PlanOnly {
 		return refused(a.guard.Claim(ctx, a.principal, start.App))
 	}
@@ -179,8 +186,20 @@ func (f *Front) claim(ctx context.Context, start *slipwayv1.Start) error {
 	return err
 }
 
-// submit opens the build's log and session and queues it.
+// submit opens the log and session of a deploy and queues it.
 func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.Start, out *sender) (*session, error) {
+	return f.enqueue(ctx, b, start, func(s *session) error {
+		s.send = out.send
+		if out.accepted(b.ID, false) != nil {
+			return errClientLost
+		}
+		return nil
+	})
+}
+
+// enqueue opens the log and session of a build and queues it, once accept has
+// told its client.
+func (f *Front) enqueue(ctx context.Context, b *records.Build, start *slipwayv1.Start, accept func(*session) error) (*session, error) {
 	ctx = context.WithoutCancel(ctx) // a client that goes now is like one that goes later
 	raw, err := proto.Marshal(start)
 	if err != nil {
@@ -191,15 +210,14 @@ func (f *Front) submit(ctx context.Context, b *records.Build, start *slipwayv1.S
 		return nil, f.refuse(ctx, b, nil, err)
 	}
 	s := newSession(b.ID, start, f.opts.Cache.Org(b.Org), log)
-	s.send = out.send
 	s.alert = func(err error) { f.opts.Log.Error("build log", "build", b.ID, "err", err) }
 	f.hub.add(s) // before anybody knows the id, and cancels it
 	f.bind(ctx, s)
-	if err := out.accepted(b.ID, false); err != nil {
+	if err := accept(s); err != nil {
 		f.hub.remove(b.ID)
-		return nil, f.refuse(ctx, b, log, errClientLost)
+		return nil, f.refuse(ctx, b, log, err)
 	}
-	if err := f.opts.Engine.Submit(ctx, fleet.Job{ID: b.ID, Org: b.Org, App: b.App, Payload: raw}); err != nil {
+	if err := f.opts.Engine.Submit(ctx, fleet.Job{ID: b.ID, Org: b.Org, App: s.lane(b.App), Payload: raw}); err != nil {
 		f.hub.remove(b.ID)
 		return nil, f.refuse(ctx, b, log, err)
 	}
@@ -313,6 +331,7 @@ func (f *Front) positions(ctx context.Context, s *session) {
 	tell := func() {
 		if open && at > 0 {
 			s.Emit(&slipwayv1.Event{Event: &slipwayv1.Event_Queued{Queued: &slipwayv1.Queued{Position: uint32(at)}}})
+			s.place(at)
 		}
 	}
 	timer := time.AfterFunc(patience, func() {

@@ -56,13 +56,16 @@ func (h *hub) atEnd(id string, f func()) {
 	}
 }
 
-// remove forgets a session whose build has ended.
+// remove forgets a session whose build has ended, and tells who waits for that.
 func (h *hub) remove(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if end := h.ends[id]; end != nil {
 		delete(h.ends, id)
 		defer end()
+	}
+	if s := h.sessions[id]; s != nil {
+		close(s.over)
 	}
 	delete(h.sessions, id)
 	delete(h.watchers, id)

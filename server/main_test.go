@@ -159,7 +159,11 @@ func everybody() *people {
 
 type open struct{}
 
-func (open) Authorize(context.Context, string, string, string, ...string) error { return nil }
+func (open) Authenticate(context.Context, string, string) (string, error) { return "anyone", nil }
+
+func (open) Authorize(context.Context, string, string, ...string) error { return nil }
+
+func (open) Allowed(_ context.Context, _, _ string, do ...string) ([]string, error) { return do, nil }
 
 // A daemon is all parts but the pipeline and the port.
 type daemon struct {
@@ -215,6 +219,7 @@ func start(t *testing.T, s *script, workers int, tune ...func(*server.Options, *
 	t.Cleanup(func() { check(t, d.records.Close()) })
 	fo := &fleet.Options{}
 	opts := server.Options{Version: "test", Auth: everybody(), Records: d.records, Cache: d.cache, Registry: "reg.test", Grace: time.Hour, Log: log}
+	opts.Images = images{d}
 	for _, f := range tune {
 		f(&opts, fo)
 	}

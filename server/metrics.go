@@ -112,12 +112,6 @@ func (m *Metrics) StepCached(hit bool) {
 	m.steps.WithLabelValues(label).Inc()
 }
 
-// Begin counts a build that does not come from the queue; End must follow.
-func (m *Metrics) Begin() { m.begin() }
-
-// End counts the end of a build that Begin has counted.
-func (m *Metrics) End() { m.end() }
-
 func (m *Metrics) begin() {
 	if m != nil {
 		m.running.Inc()

@@ -3,7 +3,8 @@
 // The front ([Front]) authenticates callers, records and queues builds, relays
 // what a client sends to its build and streams the build's log back. A worker
 // ([Worker]) takes builds from the queue and runs them. They meet in a hub of
-// sessions, and in the log of each build. Errors of the packages below become
+// sessions, and in the log of each build. Builds that come another way than by
+// a deploy join them in the queue ([Front.Do]). Errors of the packages below become
 // gRPC statuses here, in status.go, and nowhere else. Read front.go and
 // worker.go first.
 package server
@@ -53,6 +54,10 @@ type Options struct {
 	// registry stands for the one that is named. Nil: none is.
 	Repository func(image string) (name string, own, mirrored bool)
 
+	Images Images   // of the embedded registry; nil: nothing is released but by builds
+	Issuer Issuer   // of tokens of environments; nil: they are made without
+	Pulls  *PullLog // nil: only what is in Records is known of pulls
+
 	MaxSize int64
 	Checks  Checks
 	Grace   time.Duration // how long a build goes on unwatched; 0 means a minute
@@ -84,6 +89,7 @@ func (s *Server) Register(g *grpc.Server) {
 	slipwayv1.RegisterBuildServiceServer(g, s.Front)
 	slipwayv1.RegisterCacheServiceServer(g, &cacheService{opts: s.Front.opts})
 	slipwayv1.RegisterSystemServiceServer(g, &systemService{front: s.Front})
+	slipwayv1.RegisterEnvironmentServiceServer(g, &environmentService{opts: s.Front.opts})
 	healthpb.RegisterHealthServer(g, s.health)
 	if t := s.Front.opts.Tokens; t != nil {
 		slipwayv1.RegisterTokenServiceServer(g, &tokenService{authority: t, opts: s.Front.opts})

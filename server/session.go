@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/slipwayhq/slipway/buildctx"
+	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/fleet"
 	"github.com/slipwayhq/slipway/layercache"
@@ -31,6 +32,8 @@ type session struct {
 	cancel context.CancelCauseFunc // ends the build
 	ctx    context.Context         // of the build
 	alert  func(error)             // is told of events that cannot be logged
+	guest  *builder.Guest          // what runs in the builder's place; nil for a deploy
+	over   chan struct{}           // closed when the build has its result on record
 
 	decoder  *buildctx.ManifestDecoder
 	manifest chan struct{} // closed when it is complete
@@ -68,7 +71,7 @@ type credentials struct {
 func newSession(id string, start *slipwayv1.Start, cache *layercache.Cache, log fleet.Log) *session {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	s := &session{
-		id: id, start: start, cache: cache, log: log, ctx: ctx, cancel: cancel,
+		id: id, start: start, cache: cache, log: log, ctx: ctx, cancel: cancel, over: make(chan struct{}),
 		decoder: buildctx.NewManifestDecoder(nil), manifest: make(chan struct{}), lost: make(chan struct{}),
 		asks: map[uint64]chan *slipwayv1.Answer{}, wants: map[uint64]*want{}, flights: map[[sha256.Size]byte]*want{},
 		known: map[string]*credentials{}, secrets: map[string]*secret{}, since: time.Now(),
@@ -77,6 +80,22 @@ func newSession(id string, start *slipwayv1.Start, cache *layercache.Cache, log 
 		return s.send(&slipwayv1.BuildResponse{Message: &slipwayv1.BuildResponse_Agent{Agent: f}})
 	}, nil)
 	return s
+}
+
+// lane is under which name the queue counts the build of an app. Guests are as
+// many as their clients wait for: each of them is counted alone.
+func (s *session) lane(app string) string {
+	if s.guest != nil {
+		return s.id
+	}
+	return app
+}
+
+// place tells a guest where it waits.
+func (s *session) place(n int) {
+	if s.guest != nil && s.guest.Place != nil {
+		s.guest.Place(n)
+	}
 }
 
 // end drops what only the build needed of its client.

@@ -23,7 +23,7 @@ type tokenService struct {
 
 // CreateToken implements TokenService.
 func (s *tokenService) CreateToken(ctx context.Context, req *slipwayv1.CreateTokenRequest) (*slipwayv1.CreateTokenResponse, error) {
-	in, err := lifetime(req.ExpiresIn)
+	in, err := s.lifetime(ctx, req.ExpiresIn, req.Environment)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (s *tokenService) CreateToken(ctx context.Context, req *slipwayv1.CreateTok
 
 // DeriveToken implements TokenService.
 func (s *tokenService) DeriveToken(ctx context.Context, req *slipwayv1.DeriveTokenRequest) (*slipwayv1.DeriveTokenResponse, error) {
-	in, err := lifetime(req.ExpiresIn)
+	in, err := s.lifetime(ctx, req.ExpiresIn, req.Environment)
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +97,20 @@ func (s *tokenService) DeleteTokens(ctx context.Context, req *slipwayv1.DeleteTo
 		return nil, tokenError(err)
 	}
 	return &slipwayv1.DeleteTokensResponse{}, nil
+}
+
+// lifetime reads how long a token is to live, and checks that the environment
+// that it is to be bound to exists.
+func (s *tokenService) lifetime(ctx context.Context, d *durationpb.Duration, env string) (time.Duration, error) {
+	if env != "" && env != caller(ctx).Env {
+		if err := checkEnvApp(env, ""); err != nil {
+			return 0, err
+		}
+		if _, err := environment(ctx, s.opts.Records, env); err != nil {
+			return 0, err
+		}
+	}
+	return lifetime(d)
 }
 
 // lifetime reads how long a token is to live; 0 means that nobody said.

@@ -41,16 +41,11 @@ func (w *Worker) Run(ctx context.Context, n int) {
 	var running sync.WaitGroup
 	defer w.dismiss(context.WithoutCancel(ctx))
 	defer running.Wait()
-	slots := make(chan struct{}, n)
-	for {
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
+	free := newPlaces(n)
+	for free.take(ctx) {
 		task, err := w.opts.Engine.Next(ctx)
 		if err != nil {
-			<-slots
+			free.give()
 			if ctx.Err() != nil || errors.Is(err, fleet.ErrClosed) {
 				return
 			}
@@ -61,8 +56,8 @@ func (w *Worker) Run(ctx context.Context, n int) {
 			continue
 		}
 		running.Go(func() {
-			defer func() { <-slots }()
-			w.do(context.WithoutCancel(ctx), task)
+			defer free.give()
+			w.do(context.WithoutCancel(ctx), task, free)
 		})
 	}
 }
@@ -74,11 +69,11 @@ func (w *Worker) dismiss(ctx context.Context) {
 		if err != nil || !waiting {
 			continue // ended, or not queued yet; what is left is for Recover
 		}
-		w.hub.remove(s.id)
 		b := &records.Build{ID: s.id, App: s.start.App}
 		if err := finish(ctx, w.opts, s.log, b, failed(s.id, s.start.App, errStopped)); err != nil {
 			w.opts.Log.Error("end of build", "build", s.id, "err", err)
 		}
+		w.hub.remove(s.id)
 	}
 }
 
@@ -101,10 +96,11 @@ func (w *Worker) Stop() {
 }
 
 // do runs one build to its end and writes its result.
-func (w *Worker) do(ctx context.Context, task *fleet.Task) {
-	b := &records.Build{ID: task.ID, Org: task.Org, App: task.App}
+func (w *Worker) do(ctx context.Context, task *fleet.Task, free *places) {
+	b := &records.Build{ID: task.ID, Org: task.Org}
 	s := w.hub.get(task.ID)
 	var res *slipwayv1.Result
+	var release *records.Release
 	var log fleet.Log
 	if s == nil || task.Attempt > 1 {
 		// Its client talked to a daemon that is gone.
@@ -115,11 +111,16 @@ func (w *Worker) do(ctx context.Context, task *fleet.Task) {
 		}
 	} else {
 		log = s.log
-		res = w.build(s, task)
+		res = w.build(s, task, free)
+		release = releaseOf(&w.opts, task.Org, s.start, res)
 	}
 	defer w.hub.remove(task.ID)
-	if err := finish(ctx, w.opts, log, b, res); err != nil {
+	res, err := conclude(ctx, &w.opts, b, res, release)
+	if err != nil {
 		w.opts.Log.Error("end of build", "build", task.ID, "err", err)
+	}
+	if err := tell(ctx, log, res); err != nil {
+		w.opts.Log.Error("log of build", "build", task.ID, "err", err)
 	}
 	if err := task.Done(ctx); err != nil {
 		w.opts.Log.Error("queue", "build", task.ID, "err", err)
@@ -130,16 +131,19 @@ func (w *Worker) do(ctx context.Context, task *fleet.Task) {
 // daemon was killed between recording and logging it.
 func (w *Worker) lost(ctx context.Context, task *fleet.Task) *slipwayv1.Result {
 	b, err := w.opts.Records.Get(ctx, task.Org, task.ID)
-	if err == nil && b.Done() {
+	if err != nil {
+		return failed(task.ID, task.App, errStopped)
+	}
+	if b.Done() {
 		if res := buildProto(b).Result; res != nil {
 			return res
 		}
 	}
-	return failed(task.ID, task.App, errStopped)
+	return failed(b.ID, b.App, errStopped)
 }
 
 // build runs the build of a session, until it is done or cancelled.
-func (w *Worker) build(s *session, task *fleet.Task) *slipwayv1.Result {
+func (w *Worker) build(s *session, task *fleet.Task, free *places) *slipwayv1.Result {
 	now := time.Now()
 	ctx := context.WithoutCancel(s.ctx)
 	if err := w.opts.Records.Start(ctx, task.ID, now.UTC()); err != nil {
@@ -161,22 +165,16 @@ func (w *Worker) build(s *session, task *fleet.Task) *slipwayv1.Result {
 	defer signals.Wait()
 	defer close(done)
 	defer s.end()
-	created := createdAt(task.ID)
 	w.opts.Metrics.begin()
 	defer w.opts.Metrics.end()
-	if err := s.gather(s.ctx); err != nil {
-		return failed(task.ID, task.App, failure.As(err))
-	}
-	res := w.opts.Builder.Build(s.ctx, builder.Request{
-		ID: task.ID, Org: task.Org, Created: created, Queued: max(0, now.Sub(created)), Start: s.start,
-	}, s)
+	res := w.run(s, task, now, free)
 	if s.start.GetContext() != nil {
 		res.Timings.Context = s.contextDone().Milliseconds()
 		res.Context = s.Context()
 	}
 	w.opts.Metrics.Received(res.GetContext())
 	if res.Digest != "" {
-		tag, err := w.opts.Records.TagOf(ctx, task.Org, task.App, res.Digest)
+		tag, err := w.opts.Records.TagOf(ctx, task.Org, s.start.App, res.Digest)
 		if err != nil {
 			w.opts.Log.Warn("same image", "build", task.ID, "err", err)
 		}
@@ -190,18 +188,35 @@ func (w *Worker) build(s *session, task *fleet.Task) *slipwayv1.Result {
 	return res
 }
 
+// run has the builder build, or the guest.
+func (w *Worker) run(s *session, task *fleet.Task, now time.Time, free *places) *slipwayv1.Result {
+	created := createdAt(task.ID)
+	req := builder.Request{ID: task.ID, Org: task.Org, Created: created, Queued: max(0, now.Sub(created)), Start: s.start}
+	if s.guest != nil {
+		return s.guest.Run(s.ctx, builder.Turn{Request: req, Emit: s.Emit, Rest: free.rest})
+	}
+	if err := s.gather(s.ctx); err != nil {
+		return failed(task.ID, s.start.App, failure.As(err))
+	}
+	return w.opts.Builder.Build(s.ctx, req, s)
+}
+
 // finish writes a result to the record and to the log, and ends the log.
 func finish(ctx context.Context, o Options, log fleet.Log, b *records.Build, res *slipwayv1.Result) error {
-	err := o.Records.End(ctx, ended(b, res))
+	return errors.Join(o.Records.End(ctx, ended(b, res)), tell(ctx, log, res))
+}
+
+// tell writes a result to a log, and ends it; nil is no log.
+func tell(ctx context.Context, log fleet.Log, res *slipwayv1.Result) error {
 	if log == nil {
-		return err
+		return nil
 	}
 	event := &slipwayv1.Event{Time: timestamppb.Now(), Event: &slipwayv1.Event_Result{Result: res}}
-	raw, marshalErr := proto.Marshal(event)
-	if marshalErr == nil {
-		_, marshalErr = log.Append(raw)
+	raw, err := proto.Marshal(event)
+	if err == nil {
+		_, err = log.Append(raw)
 	}
-	return errors.Join(err, marshalErr, log.End(ctx), log.Close(ctx))
+	return errors.Join(err, log.End(ctx), log.Close(ctx))
 }
 
 // Recover ends the builds that a daemon before this one left unfinished. It

@@ -52,6 +52,15 @@ func (a *Admin) Authenticate(_ context.Context, value string) (Principal, error)
 	return admin(), nil
 }
 
+// Principal returns whom the token of that ID stands for. The error wraps
+// [ErrUnauthorized] unless it is the admin's.
+func (a *Admin) Principal(_ context.Context, id string) (Principal, error) {
+	if p := admin(); id == p.ID {
+		return p, nil
+	}
+	return Principal{}, ErrUnauthorized
+}
+
 const adminName = "admin"
 
 func admin() Principal {

@@ -149,7 +149,18 @@ func (a *Authority) authenticate(ctx context.Context, value string) (Principal, 
 	if _, err := Check(value); err != nil {
 		return Principal{}, Token{}, fmt.Errorf("%w: %w", ErrUnauthorized, err)
 	}
-	t, role, err := a.store.TokenByHash(ctx, Hash(value))
+	return admit(a.store.TokenByHash(ctx, Hash(value)))
+}
+
+// Principal returns whom the token of that ID stands for now, for who has been
+// let in with it. Its errors are those of Authenticate.
+func (a *Authority) Principal(ctx context.Context, id string) (Principal, error) {
+	p, _, err := admit(a.store.TokenByID(ctx, id))
+	return p, err
+}
+
+// admit returns whom a token stands for that the store has found, or not.
+func admit(t Token, role string, err error) (Principal, Token, error) {
 	if errors.Is(err, ErrNotFound) {
 		return Principal{}, Token{}, ErrUnauthorized
 	}

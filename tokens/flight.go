@@ -44,6 +44,21 @@ func (a *Authority) Enter(ctx context.Context, p Principal) (_ context.Context, 
 	}
 }
 
+// Watch is Enter by the ID of the token, for calls that end with their context:
+// the one it returns is done as soon as the token is no longer good, at once if
+// it is not now.
+func (a *Authority) Watch(ctx context.Context, id string) context.Context {
+	p, err := a.Principal(ctx, id)
+	if err != nil {
+		ended, cancel := context.WithCancelCause(ctx)
+		cancel(err)
+		return ended
+	}
+	watched, leave := a.Enter(ctx, p)
+	context.AfterFunc(ctx, leave)
+	return watched
+}
+
 var errRevokedNow = fmt.Errorf("%w while it was in use", ErrRevoked)
 
 // add notes a call, and reports whether its token was revoked just now.

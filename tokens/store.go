@@ -20,8 +20,10 @@ var (
 // A Store keeps tokens and what they are about. What a call acknowledged
 // survives a loss of power. It is safe for concurrent use, also by several
 // daemons on one database. What is asked for in one org is never answered with
-// what belongs to another. Times are kept to the millisecond. Package
-// tokens/storetest has the suite that each implementation must pass.
+// what belongs to another. Times are kept to the millisecond. A text with a NUL
+// byte or that is not UTF-8, and a name that is too long to be found by, is
+// refused with [ErrInvalid]; only a [Decision] is kept with such bytes replaced.
+// Package tokens/storetest has the suite that each implementation must pass.
 type Store interface {
 	TokenStore
 	PrincipalStore
@@ -31,15 +33,20 @@ type Store interface {
 // A TokenStore keeps tokens.
 type TokenStore interface {
 	// CreateToken adds a token by the hash of its value, and d to the audit log
-	// with it. If it has a parent that is missing, expired or revoked by then,
-	// it adds nothing and the error wraps ErrNotFound. An ID or hash that is
-	// taken is ErrExists.
+	// with it. If it has a parent that is missing, of another org, revoked, or
+	// expired when the token is created, or its user was removed, it adds
+	// nothing and the error wraps ErrNotFound. An ID or hash that is taken is
+	// ErrExists.
 	CreateToken(ctx context.Context, t Token, hash Digest, d Decision) error
 
 	// TokenByHash returns the token whose value has that hash, whatever its
 	// status, and the role of its user: RoleDeveloper if the user is unknown.
 	// A removed user's tokens were revoked with it.
 	TokenByHash(ctx context.Context, hash Digest) (t Token, role string, err error)
+
+	// TokenByID is TokenByHash for the ID of a token of any org, for who was
+	// let in with the token before.
+	TokenByID(ctx context.Context, id string) (t Token, role string, err error)
 
 	// Token returns a token by its ID, of an org. ErrNotFound.
 	Token(ctx context.Context, org, id string) (Token, error)
@@ -109,10 +116,12 @@ type PrincipalStore interface {
 	SetRole(ctx context.Context, org, name, role string, d Decision) error // ErrNotFound; counts for the user's tokens at once
 
 	// RemoveUser marks a user as removed and revokes the user's tokens and
-	// their descendants, in one step. It returns the IDs of those. ErrNotFound.
+	// their descendants, in one step. It returns the IDs of those that were not
+	// revoked before. ErrNotFound, also for one that was removed, of whom
+	// SetRole says so too.
 	RemoveUser(ctx context.Context, org, name, by string, at time.Time, d Decision) ([]string, error)
 
-	CreateTrust(ctx context.Context, t Trust, d Decision) error
+	CreateTrust(ctx context.Context, t Trust, d Decision) error        // ErrExists
 	Trusts(ctx context.Context, org string) ([]Trust, error)           // newest first
 	TrustsOf(ctx context.Context, issuer string) ([]Trust, error)      // of all orgs
 	DeleteTrust(ctx context.Context, org, id string, d Decision) error // ErrNotFound
@@ -125,8 +134,9 @@ type PrincipalStore interface {
 // An AuditStore keeps decisions. Nothing changes or removes them: the database
 // itself refuses to.
 type AuditStore interface {
-	// Record adds decisions; an ID that is there is skipped, so that a call
-	// whose answer was lost can be repeated.
+	// Record adds decisions, all or none; an ID that is there is skipped, so
+	// that a call whose answer was lost can be repeated. Without an ID it is
+	// ErrInvalid.
 	Record(ctx context.Context, ds []Decision) error
 
 	// Decisions yields the entries that q selects, oldest first, as they are
@@ -137,7 +147,7 @@ type AuditStore interface {
 // An AuditQuery selects entries of the audit log of an org.
 type AuditQuery struct {
 	Org          string
-	Since, Until time.Time // zero means unbounded
+	Since, Until time.Time // from Since on, before Until; zero means unbounded
 	Token        string    // ID; empty means any
 	Denied       bool      // only what was not allowed
 	Unknown      bool      // also what nobody's token tried

@@ -42,6 +42,7 @@ const (
 // APIOptions are the parts of the daemon that BuildKit's API goes with.
 type APIOptions struct {
 	Builder *builder.Builder
+	Queue   Queue // of builds; nil runs each at once, and keeps no record of it
 
 	// Caller returns who makes a call; the server has authenticated it.
 	Caller func(ctx context.Context) Caller
@@ -56,8 +57,6 @@ type APIOptions struct {
 
 	// Code says how the code of a failure is called in gRPC.
 	Code func(string) (codes.Code, bool)
-
-	Begin, End func() // are called around each build; may be nil
 }
 
 // An API is BuildKit's, with a BuildKit an org behind it: moby.buildkit.v1's
@@ -105,7 +104,7 @@ func (a *API) Stop() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for s := range a.running {
-		s.cancel(errStopped)
+		s.hangUp(errStopped)
 	}
 }
 
@@ -127,9 +126,6 @@ func (a *API) enter(s *solve) error {
 		return errDraining
 	}
 	a.running[s] = true
-	if a.opts.Begin != nil {
-		a.opts.Begin()
-	}
 	return nil
 }
 
@@ -138,9 +134,6 @@ func (a *API) leave(s *solve) {
 	defer a.mu.Unlock()
 	delete(a.running, s)
 	a.settle()
-	if a.opts.End != nil {
-		a.opts.End()
-	}
 }
 
 // settle tells who waits for the last build. The caller holds the lock.
@@ -287,8 +280,9 @@ func (t *tenant) recorded(ctx context.Context, ref string) bool {
 // A finder is a stream that takes note of what is sent.
 type finder struct {
 	controlapi.Control_ListenBuildHistoryServer
-	ctx context.Context
-	any bool
+	ctx    context.Context
+	enough error // what ends the stream when something was sent; nil for nothing
+	any    bool
 }
 
 // Context and the rest implement the stream.
@@ -300,14 +294,22 @@ func (*finder) SendHeader(metadata.MD) error { return nil }
 // Send takes note.
 func (f *finder) Send(*controlapi.BuildHistoryEvent) error {
 	f.any = true
-	return nil
+	return f.enough
 }
 
-// follow tells how a build goes, also one that waits for its preflight.
+// follow tells how a build goes, also one that waits for its turn or its
+// preflight.
 func (a *API) follow(s *solve, stream controlapi.Control_StatusServer) error {
 	ctx := stream.Context()
 	if err := a.opts.Allow(ctx, Look, s.app); err != nil {
 		return err
+	}
+	told, err := s.tellPlace(ctx, stream)
+	if err != nil {
+		return err
+	}
+	if told {
+		stream = headed{stream}
 	}
 	if err := s.underWay(ctx); err != nil {
 		return nil //nolint:nilerr // the build's own call says why

@@ -16,7 +16,10 @@ import (
 
 // A clientSession is the line to a client of BuildKit's API. BuildKit asks the
 // client itself for all that it needs to build; the push needs credentials.
-type clientSession struct{ solve *solve }
+type clientSession struct {
+	solve *solve
+	emit  func(*slipwayv1.Event)
+}
 
 var _ builder.Session = (*clientSession)(nil)
 
@@ -44,8 +47,9 @@ func hubHost(host string) string {
 // Context implements [builder.Session]: what travelled is not known.
 func (*clientSession) Context() *slipwayv1.ContextProgress { return nil }
 
-// Emit implements [builder.Session]. BuildKit's progress is what clients see.
-func (*clientSession) Emit(*slipwayv1.Event) {}
+// Emit implements [builder.Session]. What BuildKit's clients see is BuildKit's
+// progress; the log is the daemon's.
+func (c *clientSession) Emit(e *slipwayv1.Event) { c.emit(e) }
 
 // Manifest and the rest are for pipelines that build of a deploy's context.
 func (*clientSession) Manifest(context.Context) (*buildctx.Manifest, error) {

@@ -14,6 +14,8 @@
 //     times decide nothing.
 //   - Git runs in package builder/gitfetch, which reaches what steps may reach
 //     (git.go).
+//   - A Dockerfile that may name an SSH server is read in a process without a
+//     network (dockerfile.go, apart.go).
 //   - A step runs in the sandbox of package builder/sandbox (subpackage
 //     executor) and is stopped when it writes past the limit (watch.go).
 //   - Layers are made by package builder/layer ([compression]) as soon as their
@@ -21,8 +23,8 @@
 //     and go to the registry meanwhile (export.go).
 //
 // The [API] is BuildKit's, for its own clients: api.go has the calls that look
-// and clean up, solve.go those that build, forward.go what a client's frontend
-// and readers of records ask. Clients choose the ids of sessions and builds and
+// and clean up, solve.go those that build, queue.go how these wait their turn,
+// forward.go what a client's frontend and readers of records ask. Clients choose the ids of sessions and builds and
 // what their definitions say: owners.go, mark.go and guard.go see to it that
 // they get at nothing of others. A build of theirs goes through package builder
 // as every other does.

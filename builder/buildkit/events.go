@@ -91,7 +91,11 @@ var vertexName = regexp.MustCompile(`^\[(?:(.*) )?(\d+)/(\d+)\] (.*)$`)
 func (b *build) learn(def *pb.Definition) {
 	var found []*step
 	for d, m := range def.Metadata {
-		match := vertexName.FindStringSubmatch(m.GetDescription()["llb.customname"])
+		name := m.GetDescription()["llb.customname"]
+		if name == "" && b.client != nil {
+			b.events.unnamed(digest.Digest(d))
+		}
+		match := vertexName.FindStringSubmatch(name)
 		if match == nil {
 			continue
 		}
@@ -181,10 +185,11 @@ type events struct {
 	names    map[digest.Digest]string // of vertices that are no steps
 	parts    map[digest.Digest]*step  // steps by the vertices that are parts of them
 	layers   map[digest.Digest]bool   // that were told of, by diff ID
+	plain    map[digest.Digest]bool   // vertices without a name of their own, which are steps, too
 }
 
 func newEvents(b *build) *events {
-	return &events{build: b, byDigest: map[digest.Digest]*step{}, pulls: map[string]*slipwayv1.PullProgress{}, names: map[digest.Digest]string{}, parts: map[digest.Digest]*step{}, layers: map[digest.Digest]bool{}}
+	return &events{build: b, byDigest: map[digest.Digest]*step{}, pulls: map[string]*slipwayv1.PullProgress{}, names: map[digest.Digest]string{}, parts: map[digest.Digest]*step{}, layers: map[digest.Digest]bool{}, plain: map[digest.Digest]bool{}}
 }
 
 func (e *events) emit(ev *slipwayv1.Event) { e.build.job.Session.Emit(ev) }
@@ -194,19 +199,27 @@ func (e *events) emit(ev *slipwayv1.Event) { e.build.job.Session.Emit(ev) }
 func (e *events) plan(found []*step) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	added := false
+	before := len(e.steps)
 	for _, s := range found {
-		if e.byDigest[s.digest] != nil {
-			continue
-		}
-		s.Step = uint32(len(e.steps)) + 1
-		e.steps = append(e.steps, s)
-		e.byDigest[s.digest] = s
-		added = true
+		e.add(s)
 	}
-	if !added {
+	if len(e.steps) > before {
+		e.planned()
+	}
+}
+
+// add takes a step that is not there yet.
+func (e *events) add(s *step) {
+	if e.byDigest[s.digest] != nil {
 		return
 	}
+	s.Step = uint32(len(e.steps)) + 1
+	e.steps = append(e.steps, s)
+	e.byDigest[s.digest] = s
+}
+
+// planned tells of all steps.
+func (e *events) planned() {
 	p := &slipwayv1.Plan{}
 	stages := map[string]bool{}
 	for _, s := range e.steps {
@@ -215,6 +228,14 @@ func (e *events) plan(found []*step) {
 	}
 	p.Stages = uint32(len(stages))
 	e.emit(&slipwayv1.Event{Event: &slipwayv1.Event_Plan{Plan: p}})
+}
+
+// unnamed learns that a vertex of a client's own definition is a step. What it
+// is called BuildKit says when it begins.
+func (e *events) unnamed(d digest.Digest) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.plain[d] = true
 }
 
 // partake learns which vertices are parts of steps.
@@ -303,6 +324,11 @@ func (e *events) vertex(v *client.Vertex) {
 		return
 	}
 	s := e.byDigest[v.Digest]
+	if s == nil && e.plain[v.Digest] && v.Started != nil {
+		s = &step{digest: v.Digest, PlannedStep: &slipwayv1.PlannedStep{Source: v.Name}}
+		e.add(s)
+		e.planned()
+	}
 	if s == nil {
 		e.names[v.Digest] = v.Name
 		return

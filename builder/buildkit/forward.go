@@ -33,6 +33,7 @@ type route struct {
 	answer proto.Message     // if there is one already
 	err    error             // if it goes nowhere
 	status func(error) error // for the client
+	done   func()            // is called when the call has ended; nil for nothing
 }
 
 // forward serves a service by sending its calls on, whatever methods it has.
@@ -89,6 +90,9 @@ func (f *forwarded) unary(_ any, ctx context.Context, decode func(any) error, vi
 
 func (f *forwarded) call(ctx context.Context, in proto.Message) (any, error) {
 	r := f.through(ctx, path.Base(f.name), in)
+	if r.done != nil {
+		defer r.done()
+	}
 	if r.err != nil || r.answer != nil {
 		return r.answer, r.err
 	}
@@ -104,6 +108,9 @@ func (f *forwarded) stream(client grpc.ServerStream) error {
 	ctx, cancel := context.WithCancel(client.Context())
 	defer cancel()
 	r := f.through(ctx, path.Base(f.name), nil)
+	if r.done != nil {
+		defer r.done()
+	}
 	if r.err != nil {
 		return r.err
 	}
@@ -201,7 +208,15 @@ func (a *API) throughBridge(ctx context.Context, method string, req proto.Messag
 	if err := s.build.admit(req); err != nil {
 		return route{err: a.status(ctx, err)}
 	}
-	return route{to: t.conn, status: func(err error) error { return a.status(ctx, s.because(err)) }}
+	return route{to: t.conn, done: s.asked(req), status: func(err error) error { return a.status(ctx, s.because(err)) }}
+}
+
+// asked notes that the build's client asks for something, until done is called.
+func (s *solve) asked(req proto.Message) (done func()) {
+	if _, ok := req.(*gateway.ReturnRequest); ok {
+		s.rest.end()
+	}
+	return s.rest.enter()
 }
 
 // pong is what BuildKit's bridge answers.

@@ -1,16 +1,12 @@
 package buildkit
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/frontend"
-	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
-	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -27,17 +23,6 @@ const (
 )
 
 var errProxy = errors.New("a proxied network is not supported here: leave the option out; steps reach what the operator allows")
-
-// readDockerfile is BuildKit's frontend of Dockerfiles. It would look for the
-// keys of an SSH server that a context names.
-func readDockerfile(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
-	opts := c.BuildOpts().Opts
-	if err := otherProtocol(opts[cmp.Or(opts["contextkey"], localContext)]); err != nil {
-		e := failure.As(err)
-		return nil, fmt.Errorf("%s (%s)", e.Message, e.Hint)
-	}
-	return dockerfile.Build(ctx, c)
-}
 
 // A marker is a frontend whose definitions are marked as they pass.
 type marker struct {

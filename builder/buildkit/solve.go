@@ -3,6 +3,7 @@ package buildkit
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -26,15 +27,20 @@ type solve struct {
 	caller Caller
 	app    string
 	req    *controlapi.SolveRequest
-	image  *imageSpec // that goes to registries, or whose layers say how; nil if none is exported
-	cancel context.CancelCauseFunc
+	image  *imageSpec              // that goes to registries, or whose layers say how; nil if none is exported
+	hangUp context.CancelCauseFunc // ends the call
+	cancel context.CancelCauseFunc // ends the build alone
+	place  *place
+	rest   rest
 
 	ready chan struct{}       // closed when BuildKit has it, or never will
 	made  chan *builder.Image // the image, when all exports are done
 	built chan struct{}       // closed when package builder is done with it; result is set
 	ended chan struct{}       // closed when BuildKit is done with it; resp and err are set
 
-	ctx    context.Context // of the call
+	call   context.Context
+	ctx    context.Context // of the build, which is the call's until cancel
+	told   sync.WaitGroup  // of what BuildKit says of it, in the build's log
 	job    *builder.Job
 	build  *build // set when ready
 	result *slipwayv1.Result
@@ -53,8 +59,10 @@ func (a *API) Solve(ctx context.Context, req *controlapi.SolveRequest) (*control
 }
 
 func (a *API) solve(ctx context.Context, t *tenant, req *controlapi.SolveRequest) (_ *controlapi.SolveResponse, err error) {
-	s := &solve{api: a, tenant: t, req: req, ready: make(chan struct{}), made: make(chan *builder.Image, 1), built: make(chan struct{}), ended: make(chan struct{})}
-	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s := &solve{api: a, tenant: t, req: req, place: newPlace(), ready: make(chan struct{}), made: make(chan *builder.Image, 1), built: make(chan struct{}), ended: make(chan struct{})}
+	s.call, s.hangUp = context.WithCancelCause(ctx)
+	defer s.hangUp(nil)
+	s.ctx, s.cancel = context.WithCancelCause(s.call)
 	defer s.cancel(nil)
 	defer func() {
 		if err != nil {
@@ -127,9 +135,9 @@ func (s *solve) start() (*slipwayv1.Start, error) {
 func (s *solve) admit(start *slipwayv1.Start) error {
 	c := s.api.opts.Caller(s.ctx)
 	var repositories []string
-	for _, name := range start.Targets {
-		host, _, _ := cutTag(name)
-		if repository, own := s.api.opts.Repository(host); own {
+	for _, target := range start.Targets {
+		name, _, _ := cutTag(target)
+		if repository, own := s.api.opts.Repository(name); own {
 			repositories = append(repositories, repository)
 		}
 	}
@@ -147,7 +155,7 @@ func (s *solve) admit(start *slipwayv1.Start) error {
 	if err := s.api.opts.Allow(s.ctx, Build, s.app); err != nil {
 		return err
 	}
-	for _, r := range repositories {
+	for _, r := range append(repositories, s.caches()...) {
 		if err := s.api.opts.Allow(s.ctx, Push, r); err != nil {
 			return err
 		}
@@ -155,20 +163,37 @@ func (s *solve) admit(start *slipwayv1.Start) error {
 	return nil
 }
 
-// run has package builder build it, and returns when BuildKit is done, too.
-func (s *solve) run(start *slipwayv1.Start) (*controlapi.SolveResponse, error) {
-	req := builder.Request{ID: ulid.Make().String(), Org: s.caller.Org, Created: time.Now(), Start: start}
-	if s.image != nil {
-		req.ByDigest, req.Insecure = s.image.byDigest, s.image.insecure
+// caches are the repositories of the daemon's own registry that caches are
+// exported to.
+func (s *solve) caches() []string {
+	var out []string
+	for _, e := range s.req.Cache.Exports {
+		if e.GetType() != "registry" {
+			continue
+		}
+		name, ok := cacheName(e.GetAttrs())
+		if !ok {
+			continue
+		}
+		if repository, own := s.api.opts.Repository(name); own {
+			out = append(out, repository)
+		}
 	}
-	s.result = s.api.opts.Builder.BuildWith(s.ctx, req, &clientSession{s}, s)
-	close(s.built)
+	return out
+}
+
+// run has package builder build it when it is its turn, and returns when
+// BuildKit is done, too.
+func (s *solve) run(start *slipwayv1.Start) (*controlapi.SolveResponse, error) {
+	result, err := s.queue().Do(s.call, builder.Guest{Start: start, Place: s.place.set, Run: s.turn})
+	if s.result == nil {
+		s.result = result
+	}
 	if s.build == nil {
-		s.err = s.failure()
+		s.err = s.refusal(err)
 		close(s.ready)
 		return nil, s.err
 	}
-	<-s.ended
 	defer s.tenant.builds.remove(s.build)
 	defer s.build.forget()
 	defer s.build.stop(nil)
@@ -179,6 +204,72 @@ func (s *solve) run(start *slipwayv1.Start) (*controlapi.SolveResponse, error) {
 		return nil, err
 	}
 	return s.resp, nil
+}
+
+// refusal is why BuildKit never got the build.
+func (s *solve) refusal(err error) error {
+	if err == nil {
+		err = s.failure()
+	}
+	if err == nil {
+		err = errStopped // and nothing could be written down
+	}
+	return err
+}
+
+func (s *solve) queue() Queue {
+	if q := s.api.opts.Queue; q != nil {
+		return q
+	}
+	return atOnce{s.caller}
+}
+
+// atOnce is a queue in which nobody waits.
+type atOnce struct{ Caller }
+
+// Do implements [Queue].
+func (q atOnce) Do(ctx context.Context, g builder.Guest) (*slipwayv1.Result, error) {
+	req := builder.Request{ID: ulid.Make().String(), Org: q.Org, Created: time.Now(), Start: g.Start}
+	return g.Run(ctx, builder.Turn{Request: req, Emit: func(*slipwayv1.Event) {}, Rest: func() func() { return func() {} }}), nil
+}
+
+// turn runs the build. When it returns all has been told of it.
+func (s *solve) turn(ctx context.Context, t builder.Turn) *slipwayv1.Result {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
+	if s.image != nil {
+		t.ByDigest, t.Insecure = s.image.byDigest, s.image.insecure
+	}
+	if s.driven() {
+		s.rest.start(t.Rest)
+		defer s.rest.end()
+	}
+	s.result = s.api.opts.Builder.BuildWith(ctx, t.Request, &clientSession{s, t.Emit}, s)
+	close(s.built)
+	if s.build == nil {
+		return s.result
+	}
+	<-s.ended
+	s.told.Wait()
+	s.build.events.end(s.err == nil)
+	s.settle()
+	return s.result
+}
+
+// driven reports whether the client says what to do while the build runs.
+func (s *solve) driven() bool { return s.req.Frontend == "" && len(s.req.Definition.GetDef()) == 0 }
+
+// settle makes the result that of the whole: an output beside the image may
+// have failed, and what was cached is known now.
+func (s *solve) settle() {
+	steps, cached := s.build.events.counts()
+	s.result.Steps, s.result.CachedSteps = uint32(steps), uint32(cached)
+	if s.err != nil && s.result.Error == nil {
+		s.result.Status = slipwayv1.ResultStatus_RESULT_STATUS_FAILED
+		s.result.Image, s.result.Digest = "", ""
+		s.result.Error = builder.Proto(failure.As(failure.At(s.build.explain(s.because(s.err)), failure.Build, 0)))
+	}
 }
 
 // failure is why package builder says that the build has failed; nil if it has
@@ -195,7 +286,11 @@ func (s *solve) failure() error {
 // that it did, or all that is known of it.
 func (s *solve) because(err error) error {
 	for _, ctx := range []context.Context{s.build.ctx, s.ctx} {
-		if cause := context.Cause(ctx); cause != nil && failure.As(cause).Code != failure.Internal && !errors.Is(cause, context.Canceled) {
+		cause := context.Cause(ctx)
+		if e, ok := errors.AsType[*failure.Error](cause); ok && e.Code != failure.Internal {
+			return e
+		}
+		if cause != nil && failure.As(cause).Code != failure.Internal && !errors.Is(cause, context.Canceled) {
 			return cause
 		}
 	}
@@ -247,6 +342,7 @@ func (s *solve) Build(ctx context.Context) (*builder.Image, error) {
 	s.build = b
 	solving, stop := context.WithCancelCause(s.ctx)
 	go s.solve(solving, stop)
+	s.told.Go(func() { s.tell(solving, b) })
 	close(s.ready)
 	until := context.AfterFunc(b.ctx, func() { stop(context.Cause(b.ctx)) })
 	defer until()

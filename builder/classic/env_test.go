@@ -76,7 +76,11 @@ type world struct {
 
 type anyone struct{}
 
-func (anyone) Authorize(context.Context, string, string, string, ...string) error { return nil }
+func (anyone) Authenticate(context.Context, string, string) (string, error) { return "anyone", nil }
+
+func (anyone) Authorize(context.Context, string, string, ...string) error { return nil }
+
+func (anyone) Allowed(_ context.Context, _, _ string, do ...string) ([]string, error) { return do, nil }
 
 // newWorld opens a world with the base image of the cases. It is closed, and
 // found clean, at the end of the test.
@@ -116,7 +120,7 @@ func (w *world) options() classic.Options {
 		Bases: base.NewResolver(base.Options{
 			Mirrors: map[string][]*url.URL{"docker.io": {mirror}},
 			IsLocal: func(host string) bool { return host == registryHost || host == "docker.io" },
-			Local: func(name string) base.Repository {
+			Local: func(_, name string) base.Repository {
 				repo, err := w.registry.Repository(name)
 				w.must(err)
 				return repo

@@ -71,7 +71,7 @@ type hub struct {
 func newHub(t *testing.T) *hub {
 	t.Helper()
 	h := &hub{t: t}
-	reg, err := registry.Open(t.Context(), registry.Options{Root: t.TempDir(), Access: registry.AccessFunc(h.authorize)})
+	reg, err := registry.Open(t.Context(), registry.Options{Root: t.TempDir(), Access: h})
 	check(t, err)
 	h.reg = reg
 	h.http = httptest.NewUnstartedServer(h)
@@ -86,11 +86,18 @@ func newHub(t *testing.T) *hub {
 
 const password = "pa:ss word"
 
-func (h *hub) authorize(_ context.Context, user, secret, _ string, _ ...string) error {
+// Authenticate implements registry.Access, with Authorize and Allowed.
+func (h *hub) Authenticate(_ context.Context, user, secret string) (string, error) {
 	if h.user != "" && (user != h.user || secret != password) {
-		return registry.ErrUnauthorized
+		return "", registry.ErrUnauthorized
 	}
-	return nil
+	return "one", nil
+}
+
+func (h *hub) Authorize(context.Context, string, string, ...string) error { return nil }
+
+func (h *hub) Allowed(_ context.Context, _, _ string, actions ...string) ([]string, error) {
+	return actions, nil
 }
 
 func (h *hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -385,7 +392,7 @@ func newDaemon(t *testing.T, max int64) *daemon {
 func (d *daemon) restart() {
 	bases := base.NewResolver(base.Options{
 		Pause: time.Nanosecond, IsLocal: func(host string) bool { return host == ownHost },
-		Local:  func(name string) base.Repository { return d.own.repository(name) },
+		Local:  func(_, name string) base.Repository { return d.own.repository(name) },
 		Denied: func(err error) bool { return errors.Is(err, registry.ErrNotFound) },
 	})
 	tmp := d.t.TempDir()

@@ -49,6 +49,7 @@ type daemon struct {
 	once      sync.Once
 	prune     *slipwayv1.PruneRequest
 	checks    []*slipwayv1.Check
+	envs      deployments
 }
 
 func startDaemon(t *testing.T, build func(*session) error, opts ...grpc.ServerOption) *daemon {
@@ -68,6 +69,7 @@ func startDaemon(t *testing.T, build func(*session) error, opts ...grpc.ServerOp
 	slipwayv1.RegisterBuildServiceServer(s, d)
 	slipwayv1.RegisterCacheServiceServer(s, d)
 	slipwayv1.RegisterSystemServiceServer(s, d)
+	slipwayv1.RegisterEnvironmentServiceServer(s, &d.envs)
 	done := make(chan struct{})
 	go func() { defer close(done); s.Serve(d.lis) }()
 	t.Cleanup(func() { s.Stop(); <-done })
@@ -127,6 +129,7 @@ func (d *daemon) WhoAmI(context.Context, *slipwayv1.WhoAmIRequest) (*slipwayv1.W
 func (d *daemon) Info(context.Context, *slipwayv1.InfoRequest) (*slipwayv1.InfoResponse, error) {
 	return &slipwayv1.InfoResponse{
 		Version: "0.3.0", Started: timestamppb.New(time.Now().Add(-72*time.Hour - time.Minute)), Now: timestamppb.Now(), Protocol: 1, Checks: d.checks,
+		Registry: "reg.test",
 	}, nil
 }
 

@@ -26,7 +26,8 @@ func (p *program) deploy() *cobra.Command {
 		Use:   "deploy [DIR]",
 		Short: "Build an image and push it",
 		Long: `Deploy sends what the daemon lacks of DIR (default: the working directory),
-builds the image there and pushes it.
+builds the image there, pushes it and records a release: of the app, or with --env
+of the app in an environment, which slipway envs create makes.
 
 The image's name goes to standard output, everything else to standard error.
 With --json standard output has JSON lines, the last one of type "result".`,
@@ -59,6 +60,7 @@ type deployment struct {
 	recipe   *recipe // nil for a prebuilt image
 	show     progress.Display
 	build    *buildLog
+	release  *slipwayv1.CreateReleaseRequest // of a local build; nil if its daemon makes it
 }
 
 // run checks what can be checked here, then prepares, builds and reports. Once
@@ -99,6 +101,7 @@ func (d *deployment) deploy(ctx context.Context) (*slipwayv1.Result, error) {
 		return nil, err
 	}
 	defer c.Close()
+	home, homeConn := c, conn
 	if d.keys == nil {
 		d.keys = authn.DefaultKeychain
 	}
@@ -106,7 +109,7 @@ func (d *deployment) deploy(ctx context.Context) (*slipwayv1.Result, error) {
 	if d.flags.localOnly {
 		mine, daemon, err := d.local(ctx, c, conn, ask)
 		if err != nil {
-			return nil, err
+			return nil, conn.explain(err)
 		}
 		defer daemon.stop()
 		defer mine.Close()
@@ -143,6 +146,9 @@ func (d *deployment) deploy(ctx context.Context) (*slipwayv1.Result, error) {
 	}
 	if res.GetError() != nil {
 		conn.explain(client.FromProto(res.GetError()))
+	}
+	if err := d.releaseHome(ctx, home, res); err != nil {
+		return nil, homeConn.explain(err)
 	}
 	return res, nil
 }

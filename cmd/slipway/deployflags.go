@@ -85,7 +85,7 @@ func (o *deployFlags) register(cmd *cobra.Command) {
 	f.BoolVar(&o.push, "push", false, "push the image, which is so without --build-only")
 	f.StringArrayVar(&o.pushTo, "push-to", nil, "push to `HOST/PATH[:TAG]` instead of the daemon's registry; repeatable")
 	f.BoolVar(&o.detach, "detach", false, "leave once the daemon has all it needs; the build goes on")
-	f.StringVar(&o.environment, "env", "", "`ENVIRONMENT` to release to")
+	f.StringVar(&o.environment, "env", "", "`ENVIRONMENT` to release to (default the one that the token is for)")
 	f.StringVar(&o.progress, "progress", "auto", "`HOW` to show the build: auto, plain, tty or none")
 	f.StringVar(&o.warnSize, "build-context-warn-size", "100MB", "warn when the context is larger than `SIZE`; 0 never warns")
 	f.StringVar(&o.idempotencyKey, "idempotency-key", "", "join the build that was started with the same `KEY` instead of starting another")

@@ -190,6 +190,37 @@ func (d *deployment) home(ctx context.Context, c *client.Client, conn *connectio
 	if needed {
 		d.start.Targets = []string{host + "/" + d.start.GetApp()}
 	}
+	if needed && d.start.GetRelease() {
+		return d.keepRelease(ctx, c)
+	}
+	return nil
+}
+
+// keepRelease leaves the release of a local build to the daemon whose registry
+// gets the image.
+func (d *deployment) keepRelease(ctx context.Context, c *client.Client) error {
+	env := d.start.GetEnvironment()
+	if env != "" {
+		if _, err := c.Environment(ctx, env, d.start.GetApp()); err != nil {
+			return err
+		}
+	}
+	d.release = &slipwayv1.CreateReleaseRequest{App: d.start.GetApp(), Environment: env}
+	d.start.Release, d.start.Environment = false, ""
+	return nil
+}
+
+// releaseHome releases what a local build has pushed, and says so in its result.
+func (d *deployment) releaseHome(ctx context.Context, c *client.Client, res *slipwayv1.Result) error {
+	if d.release == nil || res.GetStatus() != slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED || d.start.GetPlanOnly() {
+		return nil
+	}
+	d.release.Image = res.GetDigest()
+	r, err := c.CreateRelease(ctx, d.release)
+	if err != nil {
+		return err
+	}
+	res.ReleaseId, res.ReleaseVersion, res.Environment = r.GetId(), r.GetVersion(), r.GetEnvironment()
 	return nil
 }
 

@@ -128,7 +128,12 @@ func (p *program) root() *cobra.Command {
 	f.BoolVar(&p.flags.insecure, "insecure", false, "allow plaintext to another machine, as SLIPWAY_ALLOW_PLAINTEXT=1 does; anyone on the way can read along")
 	f.DurationVar(&p.flags.timeout, "timeout", 30*time.Second, "time limit of a call; builds have none")
 	f.BoolVarP(&p.flags.json, "json", "j", false, "print JSON on standard output and nothing else there")
-	root.AddCommand(p.deploy(), p.builds(), p.cache(), p.tokens(), p.trust(), p.users(), p.orgs(), p.apps(), p.audit(), p.bench(), p.buildkitProxy(), p.mcp(), p.login(), p.logout(), p.whoami(), p.doctor(), p.versionCommand())
+	root.AddCommand(
+		p.deploy(), p.builds(), p.envs(), p.releases(), p.promote(), p.cache(),
+		p.tokens(), p.trust(), p.users(), p.orgs(), p.apps(), p.audit(),
+		p.bench(), p.buildkitProxy(), p.mcp(),
+		p.login(), p.logout(), p.whoami(), p.doctor(), p.versionCommand(),
+	)
 	return root
 }
 

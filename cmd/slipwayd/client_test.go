@@ -126,24 +126,29 @@ func (r *call) value(v any) {
 
 // A result is the last line of a deploy with --json.
 type result struct {
-	Type              string  `json:"type"`
-	Status            string  `json:"status"`
-	BuildID           string  `json:"build_id"`
-	App               string  `json:"app"`
-	Image             string  `json:"image"`
-	Digest            string  `json:"digest"`
-	Pipeline          string  `json:"pipeline"`
-	RootFS            int64   `json:"rootfs_bytes"`
-	RootFSLimit       int64   `json:"rootfs_limit"`
-	UncompressedBytes int64   `json:"uncompressed_bytes"`
-	CompressedBytes   int64   `json:"compressed_bytes"`
-	Steps             int     `json:"steps"`
-	Cached            int     `json:"cached_steps"`
-	WireBytes         int64   `json:"wire_bytes"`
-	EarlyBytes        int64   `json:"early_bytes"`
-	SameAs            string  `json:"same_as"`
-	Layers            []layer `json:"layers"`
-	Context           struct {
+	Type              string `json:"type"`
+	Status            string `json:"status"`
+	BuildID           string `json:"build_id"`
+	App               string `json:"app"`
+	Image             string `json:"image"`
+	Digest            string `json:"digest"`
+	Pipeline          string `json:"pipeline"`
+	RootFS            int64  `json:"rootfs_bytes"`
+	RootFSLimit       int64  `json:"rootfs_limit"`
+	UncompressedBytes int64  `json:"uncompressed_bytes"`
+	CompressedBytes   int64  `json:"compressed_bytes"`
+	Steps             int    `json:"steps"`
+	Cached            int    `json:"cached_steps"`
+	WireBytes         int64  `json:"wire_bytes"`
+	EarlyBytes        int64  `json:"early_bytes"`
+	SameAs            string `json:"same_as"`
+	Release           *struct {
+		ID          string `json:"id"`
+		Version     int    `json:"version"`
+		Environment string `json:"environment"`
+	} `json:"release"`
+	Layers  []layer `json:"layers"`
+	Context struct {
 		Files     int   `json:"files"`
 		Bytes     int64 `json:"bytes"`
 		SentFiles int   `json:"sent_files"`
@@ -350,10 +355,12 @@ func (c *client) startDeploy(app, dir string, args ...string) *call {
 
 // A record is a build as builds show tells it.
 type record struct {
-	ID     string  `json:"id"`
-	App    string  `json:"app"`
-	Status string  `json:"status"`
-	Result *result `json:"result"`
+	ID        string  `json:"id"`
+	App       string  `json:"app"`
+	Status    string  `json:"status"`
+	CreatedBy string  `json:"created_by"`
+	Pipeline  string  `json:"pipeline"`
+	Result    *result `json:"result"`
 }
 
 func (c *client) show(id string) record {

@@ -50,6 +50,14 @@ type config struct {
 	tlsKey       string
 	tlsClientCA  string
 	insecure     bool
+	behindProxy  bool
+	web          bool
+	webURL       string
+	oidcIssuer   string
+	oidcClient   string
+	oidcSecret   string
+	oidcScopes   []string
+	oidcCA       string
 	logFormat    string
 	logLevel     string
 
@@ -61,6 +69,7 @@ type config struct {
 	egress           []netip.Prefix
 	networkMode      sandbox.Mode
 	grpcGID          int // -1 for none
+	webAddress       *url.URL
 }
 
 func (c *config) register(f *pflag.FlagSet) {
@@ -91,6 +100,14 @@ func (c *config) register(f *pflag.FlagSet) {
 	f.StringVar(&c.tlsKey, "tls-key", "", "key file of --tls-cert")
 	f.StringVar(&c.tlsClientCA, "tls-client-ca", "", "PEM certificates; clients of --grpc may show a certificate that one of them signed instead of a token")
 	f.BoolVar(&c.insecure, "insecure", false, "allow plaintext on addresses that others can reach")
+	f.BoolVar(&c.behindProxy, "behind-proxy", false, "requests to --http come through a proxy that sets X-Forwarded-For and X-Forwarded-Proto: believe them")
+	f.BoolVar(&c.web, "web", true, "serve pages for browsers on --http")
+	f.StringVar(&c.webURL, "web-url", "", "URL by which browsers reach those pages, like https://slipway.example.com; needed for OIDC, and where TLS ends before the daemon")
+	f.StringVar(&c.oidcIssuer, "oidc-issuer", "", "OpenID Connect provider that people sign in with on the pages; trust rules say who gets in")
+	f.StringVar(&c.oidcClient, "oidc-client-id", "", "ID that the provider knows this daemon by")
+	f.StringVar(&c.oidcSecret, "oidc-client-secret-file", "", "file with the secret of --oidc-client-id; left out for a public client")
+	f.StringSliceVar(&c.oidcScopes, "oidc-scope", []string{"profile", "email"}, "scopes to ask the provider for besides openid; repeatable")
+	f.StringVar(&c.oidcCA, "oidc-ca", "", "PEM certificates to trust besides the system's when OIDC issuers are asked for their keys")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 }
@@ -210,6 +227,9 @@ func (c *config) check() error {
 	if err := c.parseMirrors(); err != nil {
 		return err
 	}
+	if err := c.checkWeb(); err != nil {
+		return err
+	}
 	if err := errors.Join(c.checkAddr("grpc", c.grpc), c.checkAddr("http", c.http)); err != nil {
 		return err
 	}
@@ -278,6 +298,29 @@ func (c *config) parseMirrors() error {
 			return fmt.Errorf("--registry-mirror: %q; write it like docker.io=http://127.0.0.1:5000", m)
 		}
 		c.mirrorURLs[host] = append(c.mirrorURLs[host], u)
+	}
+	return nil
+}
+
+// checkWeb reads the address of the pages, and refuses half of what OIDC needs.
+func (c *config) checkWeb() (err error) {
+	if c.webURL != "" {
+		c.webAddress, err = url.Parse(c.webURL)
+		if err != nil || c.webAddress.Host == "" || c.webAddress.Scheme != "http" && c.webAddress.Scheme != "https" || strings.Trim(c.webAddress.Path, "/") != "" {
+			return fmt.Errorf("--web-url: %q; write it like https://slipway.example.com, without a path", c.webURL)
+		}
+	}
+	switch {
+	case c.oidcIssuer == "" && (c.oidcClient != "" || c.oidcSecret != ""):
+		return errors.New("--oidc-client-id: give --oidc-issuer, the provider that knows it")
+	case c.oidcIssuer == "":
+		return nil
+	case c.oidcClient == "":
+		return errors.New("--oidc-issuer: give --oidc-client-id, by which the provider knows this daemon")
+	case c.webAddress == nil:
+		return errors.New("--oidc-issuer: give --web-url, to which the provider sends people back")
+	case !c.web:
+		return errors.New("--oidc-issuer: people sign in on the pages that --web=false turns off")
 	}
 	return nil
 }

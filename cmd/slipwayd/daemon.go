@@ -38,34 +38,37 @@ import (
 	"github.com/slipwayhq/slipway/registry"
 	"github.com/slipwayhq/slipway/server"
 	"github.com/slipwayhq/slipway/server/records"
+	"github.com/slipwayhq/slipway/sqldb"
 	"github.com/slipwayhq/slipway/tokens"
 	"github.com/slipwayhq/slipway/unixsocket"
 )
 
 // A daemon is all parts of slipwayd, started.
 type daemon struct {
-	config   *config
-	log      *slog.Logger
-	closers  []func() error
-	metrics  *prometheus.Registry
-	counts   *server.Metrics
-	uploads  *pushd.JournalDir
-	auth     tokens.Authenticator
-	cache    *layercache.Store
-	registry *registry.Registry
-	engine   fleet.Engine
-	records  *records.Store
-	runner   *sandbox.Runner
-	git      *gitfetch.Fetcher
-	buildkit *buildkit.Engine
-	api      *buildkit.API
-	tls      *tls.Config
-	clients  *x509.CertPool // that sign certificates of clients; nil for none
-	grpcAddr net.Listener
-	grpcUnix net.Listener // nil without --grpc-unix
-	httpAddr net.Listener
-	server   *server.Server
-	host     string // of the embedded registry
+	config    *config
+	log       *slog.Logger
+	closers   []func() error
+	metrics   *prometheus.Registry
+	counts    *server.Metrics
+	uploads   *pushd.JournalDir
+	db        *sqldb.DB // of records and tokens
+	authority *tokens.Authority
+	cache     *layercache.Store
+	registry  *registry.Registry
+	engine    fleet.Engine
+	records   *records.Store
+	pulls     *server.PullLog
+	runner    *sandbox.Runner
+	git       *gitfetch.Fetcher
+	buildkit  *buildkit.Engine
+	api       *buildkit.API
+	tls       *tls.Config
+	clients   *x509.CertPool // that sign certificates of clients; nil for none
+	grpcAddr  net.Listener
+	grpcUnix  net.Listener // nil without --grpc-unix
+	httpAddr  net.Listener
+	server    *server.Server
+	host      string // of the embedded registry
 }
 
 // start opens every part, in the order in which they need each other. What
@@ -73,8 +76,8 @@ type daemon struct {
 func start(ctx context.Context, c *config, log *slog.Logger) (*daemon, error) {
 	d := &daemon{config: c, log: log, metrics: prometheus.NewRegistry()}
 	for _, open := range []func(context.Context) error{
-		d.openRoot, d.listen, d.openTokens, d.openMetrics, d.openCache, d.openRegistry,
-		d.openPush, d.openFleet, d.openRecords, d.openSandbox, d.openGit, d.openBuildKit, d.openServer,
+		d.openRoot, d.listen, d.openDatabase, d.openTokens, d.openMetrics, d.openCache, d.openRegistry,
+		d.openPush, d.openFleet, d.openRecords, d.openApps, d.openPulls, d.openSandbox, d.openGit, d.openBuildKit, d.openServer,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, d.close())
@@ -232,17 +235,11 @@ func ignoreClosed(f func() error) func() error {
 	}
 }
 
-func (d *daemon) openTokens(context.Context) error {
-	file := d.dir("admin.token")
-	_, statErr := os.Stat(file)
-	admin, err := tokens.AdminFile(file)
-	if err != nil {
+func (d *daemon) openDatabase(ctx context.Context) (err error) {
+	if d.db, err = sqldb.Open(ctx, d.dir("records.db")); err != nil {
 		return err
 	}
-	if os.IsNotExist(statErr) {
-		d.log.Info("wrote the admin token", "file", file)
-	}
-	d.auth = admin
+	d.closing(d.db.Close)
 	return nil
 }
 
@@ -273,7 +270,8 @@ func (d *daemon) openCache(ctx context.Context) (err error) {
 
 func (d *daemon) openRegistry(ctx context.Context) (err error) {
 	d.registry, err = registry.Open(ctx, registry.Options{
-		Root: d.dir("registry"), Host: d.host, Access: registryAccess{d.auth}, Log: d.log.With("part", "registry"),
+		Root: d.dir("registry"), Host: d.host, Proxied: d.config.behindProxy, Log: d.log.With("part", "registry"),
+		Access: registryAccess{principals: d.authority, owner: owner(d.authority)}, OnManifest: d.pulled,
 	})
 	if err != nil {
 		return fmt.Errorf("registry: %w", err)
@@ -307,6 +305,13 @@ func (d *daemon) openRecords(ctx context.Context) (err error) {
 		return err
 	}
 	d.closing(d.records.Close)
+	return nil
+}
+
+// openPulls starts to note what environments pull.
+func (d *daemon) openPulls(context.Context) error {
+	d.pulls = server.StartPullLog(d.records, registryImages{d.registry}, d.log.With("part", "pulls"))
+	d.closing(d.pulls.Close)
 	return nil
 }
 
@@ -354,8 +359,8 @@ func (d *daemon) openServer(ctx context.Context) error {
 		MaxSize: d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, History: server.History(d.records), Log: d.log,
 	})
 	d.server = server.New(server.Options{
-		Version: version, Auth: oneToken{d.auth, d.records}, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
-		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
+		Version: version, Auth: d.authority, Tokens: d.authority, Issuer: d.authority, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
+		Registry: d.host, Repository: d.ownRepository, Images: registryImages{d.registry}, Pulls: d.pulls, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
 	d.openAPI(b)
@@ -372,12 +377,23 @@ func (d *daemon) isLocal(host string) bool {
 	return err == nil && port == own && name == "localhost"
 }
 
-func (d *daemon) localBase(name string) base.Repository {
+// localBase opens a repository of the embedded registry for builds of an org.
+func (d *daemon) localBase(org, name string) base.Repository {
 	repo, err := d.registry.Repository(name)
 	if err != nil {
 		return invalidRepository{err}
 	}
-	return repo
+	return readable{repo, func(ctx context.Context) error { return d.mayRead(ctx, org, name) }}
+}
+
+// mayRead returns an error that wraps registry.ErrNotFound if a repository
+// belongs to another org: its builds are not told that it is there.
+func (d *daemon) mayRead(ctx context.Context, org, repository string) error {
+	owner, err := d.authority.Owner(ctx, repository)
+	if err == nil && owner != "" && owner != org {
+		err = fmt.Errorf("%w: repository %s", registry.ErrNotFound, repository)
+	}
+	return err
 }
 
 // destination opens the repositories that images go to.
@@ -420,7 +436,12 @@ func (d *daemon) serve(ctx context.Context) error {
 	g := grpc.NewServer(append(d.server.ServerOptions(), grpc.Creds(d.credentials()))...)
 	d.server.Register(g)
 	d.api.Register(g)
-	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
+	pages, closePages, err := d.openPages(g)
+	if err != nil {
+		return err
+	}
+	defer closePages()
+	web := &http.Server{Handler: d.handler(pages), ReadHeaderTimeout: 30 * time.Second, TLSConfig: d.tls}
 
 	var running sync.WaitGroup
 	failed := make(chan error, 3)
@@ -441,7 +462,6 @@ func (d *daemon) serve(ctx context.Context) error {
 	})
 	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "gzip", compress.GzipMaker)
 
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:

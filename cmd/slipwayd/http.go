@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -18,11 +16,11 @@ import (
 	"github.com/slipwayhq/slipway/builder/gitfetch"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/registry"
-	"github.com/slipwayhq/slipway/tokens"
 )
 
-// handler serves the registry, metrics and health.
-func (d *daemon) handler() http.Handler {
+// handler serves the registry, metrics, health and, unless that is nil, the
+// pages for people.
+func (d *daemon) handler(pages http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/v2/", d.registry.Handler())
 	mux.Handle("/metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
@@ -30,40 +28,14 @@ func (d *daemon) handler() http.Handler {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = io.WriteString(w, "ok\n")
 	})
+	if pages != nil {
+		mux.Handle("/", pages)
+		return mux
+	}
 	mux.HandleFunc("/{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, "slipwayd %s\nregistry: /v2/   metrics: /metrics   health: /healthz\n", version)
 	})
 	return mux
-}
-
-// registryAccess lets tokens into the registry.
-type registryAccess struct{ auth tokens.Authenticator }
-
-// scopes says which scope an action of the registry needs.
-var scopes = map[string]string{
-	registry.ActionPull: tokens.ScopeRegistryPull, registry.ActionPush: tokens.ScopeRegistryPush,
-	registry.ActionDelete: tokens.ScopeRegistryDelete, registry.ActionCatalog: tokens.ScopeRegistryList,
-}
-
-// Authorize implements registry.Access: any user name, a token as password. Who
-// is inside the daemon may read.
-func (a registryAccess) Authorize(ctx context.Context, _, secret, repository string, actions ...string) error {
-	if ctx.Value(inside{}) != nil && !slices.ContainsFunc(actions, func(a string) bool { return a != registry.ActionPull }) {
-		return nil
-	}
-	p, err := a.auth.Authenticate(ctx, secret)
-	if errors.Is(err, tokens.ErrUnauthorized) || errors.Is(err, tokens.ErrExpired) {
-		return fmt.Errorf("%w: %v", registry.ErrUnauthorized, err)
-	}
-	if err != nil {
-		return err
-	}
-	for _, action := range actions {
-		if err := tokens.Allow(p, scopes[action], repository); err != nil {
-			return fmt.Errorf("%w: %v", registry.ErrDenied, err)
-		}
-	}
-	return nil
 }
 
 // ownRepository returns the repository of this daemon's registry that an image
@@ -91,6 +63,26 @@ func (d *daemon) ownRepository(image string) (name string, own, mirrored bool) {
 // cutHost splits "host/path".
 func cutHost(name string) (host, path string, ok bool) {
 	return strings.Cut(name, "/")
+}
+
+// readable is a repository that some may not read.
+type readable struct {
+	base.Repository
+	check func(context.Context) error
+}
+
+func (r readable) Manifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error) {
+	if err := r.check(ctx); err != nil {
+		return ocispec.Descriptor{}, nil, err
+	}
+	return r.Repository.Manifest(ctx, reference)
+}
+
+func (r readable) Blob(ctx context.Context, d digest.Digest) (string, int64, error) {
+	if err := r.check(ctx); err != nil {
+		return "", 0, err
+	}
+	return r.Repository.Blob(ctx, d)
 }
 
 // invalidRepository stands for a name that no repository can have.

@@ -28,6 +28,9 @@ func TestLocalOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if list := c.releases("home"); first.Release == nil || len(list) != 1 || list[0].ID != first.Release.ID || list[0].Digest != first.Digest {
+		t.Errorf("it was released as %+v; the daemon has %+v", first.Release, list)
+	}
 	if got := fileOf(t, unpack(t, image), "b"); got != "made here" {
 		t.Errorf("file is %q", got)
 	}
@@ -42,6 +45,11 @@ func TestLocalOnly(t *testing.T) {
 	wg.Wait()
 	if list := c.slipway("builds", "list", "-a", "home", "--json"); strings.Contains(list.stdout.String(), first.BuildID) {
 		t.Error("the daemon has built it")
+	}
+	own.deployFails(exitUser, "not_found", "home", dir, "--local-only", "--env", "production")
+	c.want(exitDone, "envs", "create", "production", "--no-token")
+	if r := own.deploy("home", dir, "--local-only", "--env", "production").Release; r == nil || r.Version != 1 || r.Environment != "production" {
+		t.Errorf("released %+v to production", r)
 	}
 	root := filepath.Join(cache, "slipway", "local")
 	if log, err := os.ReadFile(root + ".log"); err != nil || !strings.Contains(string(log), "slipwayd is ready") {

@@ -12,18 +12,32 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/slipwayhq/slipway/builder/buildkit"
 )
 
 // version is set by the linker.
 var version = "0.1.0-dev"
 
+// readApart is the argument of the process that reads a Dockerfile for the
+// daemon. It is for nobody else.
+const readApart = "read-dockerfile-apart"
+
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == readApart {
+		exit(buildkit.ReadApart(context.Background()))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "slipwayd: %v\n", err)
-		os.Exit(1)
+	exit(command().ExecuteContext(ctx))
+}
+
+func exit(err error) {
+	if err == nil {
+		os.Exit(0)
 	}
+	fmt.Fprintf(os.Stderr, "slipwayd: %v\n", err)
+	os.Exit(1)
 }
 
 func command() *cobra.Command {

@@ -20,3 +20,21 @@ func (s *Store) Owner(ctx context.Context, app string) (string, error) {
 	}
 	return org, nil
 }
+
+// Owners returns the org that was the first to build each app.
+func (s *Store) Owners(ctx context.Context) (map[string]string, error) {
+	rows, err := s.db.QueryContext(ctx, `select b.app, b.org from builds b where b.id = (select min(id) from builds where app = b.app)`)
+	if err != nil {
+		return nil, fmt.Errorf("owners of apps: %w", err)
+	}
+	defer rows.Close()
+	owners := map[string]string{}
+	for rows.Next() {
+		var app, org string
+		if err := rows.Scan(&app, &org); err != nil {
+			return nil, fmt.Errorf("owners of apps: %w", err)
+		}
+		owners[app] = org
+	}
+	return owners, rows.Err()
+}

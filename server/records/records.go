@@ -1,6 +1,7 @@
 // Package records keeps the records of builds in SQL: who asked for what, how
-// far it is, how it ended. The text of all statements suits SQLite and
-// PostgreSQL alike. Read [Store] first.
+// far it is, how it ended; what was released to which environment, and what was
+// pulled from there. The text of all statements suits SQLite and PostgreSQL
+// alike. Read [Store] first.
 package records
 
 import (
@@ -147,13 +148,18 @@ func (s *Store) Start(ctx context.Context, id string, at time.Time) error {
 
 // End records how a build ended. Only the first end counts.
 func (s *Store) End(ctx context.Context, b Build) error {
-	_, err := s.db.ExecContext(ctx, `update builds set status = $1, ended = $2, digest = $3, tag = $4, result = $5
-		where id = $6 and status in ($7, $8)`,
-		b.Status, b.Ended.UnixMilli(), b.Digest, b.Tag, b.Result, b.ID, Queued, Running)
+	_, err := s.db.ExecContext(ctx, endBuild, endArgs(&b)...)
 	if err != nil {
 		return fmt.Errorf("record end of build %s: %w", b.ID, err)
 	}
 	return nil
+}
+
+const endBuild = `update builds set status = $1, ended = $2, digest = $3, tag = $4, result = $5
+	where id = $6 and status in ($7, $8)`
+
+func endArgs(b *Build) []any {
+	return []any{b.Status, b.Ended.UnixMilli(), b.Digest, b.Tag, b.Result, b.ID, Queued, Running}
 }
 
 // Free lets go of a build's idempotency key, so that the next build with it

@@ -246,6 +246,7 @@ func contract(t *testing.T, open func(*testing.T) (*records.Store, func() *recor
 			t.Errorf("create: %v", err)
 		}
 	})
+	environments(t, open)
 }
 
 func ids(list []*records.Build, err error) string {

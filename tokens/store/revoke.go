@@ -12,7 +12,7 @@ import (
 )
 
 // atOnce is how many tokens one statement names.
-const atOnce = 500
+const atOnce = 2000
 
 // tree selects, as the table tree, the tokens that a condition selects and all
 // that descend from them. Union, not union all: a tree may be named by more
@@ -81,12 +81,19 @@ func checkAll(ctx context.Context, tx *sqldb.Tx, org string, ids []string) error
 	for some := range slices.Chunk(ids, atOnce) {
 		args := arguments{org}
 		rows := tx.Query(ctx, `select id from tokens where org = $1 and id in `+args.list(some), args...)
-		there, err := sqldb.Collect(rows, scanID)
-		if err != nil {
-			return err
+		there := make(map[string]bool, len(some))
+		for row, err := range rows {
+			if err != nil {
+				return err
+			}
+			id, err := scanID(row)
+			if err != nil {
+				return err
+			}
+			there[id] = true
 		}
 		for _, id := range some {
-			if !slices.Contains(there, id) {
+			if !there[id] {
 				return notFound("token", id)
 			}
 		}

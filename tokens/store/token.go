@@ -80,6 +80,14 @@ func (s *Store) TokenByHash(ctx context.Context, hash tokens.Digest) (tokens.Tok
 	return t, role, nil
 }
 
+// TokenByID implements [tokens.TokenStore].
+func (s *Store) TokenByID(ctx context.Context, id string) (t tokens.Token, role string, err error) {
+	row := s.db.QueryRow(ctx, `select `+tokenColumns+`, coalesce(u.role, $1) from tokens t
+		left join users u on u.org = t.org and u.name = t.username and u.removed is null where t.id = $2`, tokens.RoleDeveloper, id)
+	err = scanToken(row, &t, &role)
+	return t, role, found(err, "token", id)
+}
+
 // Token implements [tokens.TokenStore].
 func (s *Store) Token(ctx context.Context, org, id string) (t tokens.Token, err error) {
 	err = scanToken(s.db.QueryRow(ctx, `select `+tokenColumns+` from tokens t where org = $1 and id = $2`, org, id), &t)

@@ -72,7 +72,7 @@ var revokeTests = map[string]func(*testing.T, func() tokens.Store){
 		s := open()
 		family(t, s)
 		var many []int
-		for range 30 {
+		for range 90 { // more than one statement names
 			many = append(many, numbers(1, 50)...)
 		}
 		_, err := s.RevokeTokens(t.Context(), "acme", tokIDs(append(many, 77)...), "bob", now, did("token.revoke"))

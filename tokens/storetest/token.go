@@ -32,6 +32,11 @@ var tokenTests = map[string]func(*testing.T, func() tokens.Store){
 				t.Fatal(err)
 			}
 			same(t, "TokenByHash", got, full)
+			byID, _, err := s.TokenByID(t.Context(), full.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			same(t, "TokenByID", byID, full)
 			list, err := s.Tokens(t.Context(), tokens.TokenQuery{Org: "acme", Sessions: true})
 			if err != nil {
 				t.Fatal(err)

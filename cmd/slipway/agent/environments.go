@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
@@ -77,15 +76,10 @@ type environmentList struct {
 	Environments []environment `json:"environments"`
 }
 
-// patience is how long a call about environments may take.
-const patience = 30 * time.Second
-
 func (s *server) listEnvironments(ctx context.Context, _ *mcp.CallToolRequest, _ nothing) (environmentList, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	all, err := s.opts.Client.Environments().ListEnvironments(ctx, &slipwayv1.ListEnvironmentsRequest{})
+	all, err := s.opts.Client.Environments(ctx)
 	out := environmentList{Environments: []environment{}}
-	for _, e := range all.GetEnvironments() {
+	for _, e := range all {
 		out.Environments = append(out.Environments, newEnvironment(e))
 	}
 	return out, err
@@ -97,19 +91,15 @@ type driftRequest struct {
 }
 
 func (s *server) drift(ctx context.Context, _ *mcp.CallToolRequest, r driftRequest) (environment, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	got, err := s.opts.Client.Environments().GetEnvironment(ctx, &slipwayv1.GetEnvironmentRequest{Name: r.Environment, App: r.App})
-	return newEnvironment(got.GetEnvironment()), err
+	got, err := s.opts.Client.Environment(ctx, r.Environment, r.App)
+	return newEnvironment(got), err
 }
 
 // releases returns an app's releases, newest first.
 func (s *server) releases(ctx context.Context, app string, limit uint32) ([]release, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	got, err := s.opts.Client.Environments().ListReleases(ctx, &slipwayv1.ListReleasesRequest{App: app, Limit: min(limit, 1000)})
+	got, err := s.opts.Client.Releases(ctx, &slipwayv1.ListReleasesRequest{App: app, Limit: min(limit, 1000)})
 	out := []release{}
-	for _, r := range got.GetReleases() {
+	for _, r := range got {
 		out = append(out, *newRelease(r))
 	}
 	return out, err

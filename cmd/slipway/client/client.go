@@ -68,6 +68,7 @@ type Client struct {
 	system slipwayv1.SystemServiceClient
 	tokens slipwayv1.TokenServiceClient
 	orgs   slipwayv1.OrgServiceClient
+	envs   slipwayv1.EnvironmentServiceClient
 }
 
 // New returns a client of the daemon that o names. It does not connect yet:
@@ -106,17 +107,12 @@ func New(o Options) (*Client, error) {
 		system: slipwayv1.NewSystemServiceClient(conn),
 		tokens: slipwayv1.NewTokenServiceClient(conn),
 		orgs:   slipwayv1.NewOrgServiceClient(conn),
+		envs:   slipwayv1.NewEnvironmentServiceClient(conn),
 	}, nil
 }
 
 // Close ends the connection and every call on it.
 func (c *Client) Close() error { return c.conn.Close() }
-
-// Environments returns the calls about environments and releases. Their errors
-// are gRPC's: [AsError] reads them.
-func (c *Client) Environments() slipwayv1.EnvironmentServiceClient {
-	return slipwayv1.NewEnvironmentServiceClient(c.conn)
-}
 
 // Address returns the daemon's address.
 func (c *Client) Address() Address { return c.opts.Address }

@@ -174,10 +174,18 @@ type Result struct {
 	EarlyBytes        uint64     `json:"early_bytes"`
 	WireBytes         uint64     `json:"wire_bytes"`
 	SameAs            string     `json:"same_as,omitempty"`
+	Release           *Release   `json:"release"` // null if nothing was released
 	Layers            []Layer    `json:"layers"`
 	Context           Context    `json:"context"`
 	Timings           Timings    `json:"timings_ms"`
 	Error             *Error     `json:"error"`
+}
+
+// Release is what a build released.
+type Release struct {
+	ID          string `json:"id"`
+	Version     uint64 `json:"version"`
+	Environment string `json:"environment"` // empty for none in particular
 }
 
 // Layer is one layer of a result.
@@ -261,6 +269,9 @@ func NewResult(r *slipwayv1.Result) *Result {
 		SameAs: r.GetSameAs(),
 		Layers: make([]Layer, 0, len(r.GetLayers())),
 		Error:  NewError(r.GetError()),
+	}
+	if r.GetReleaseId() != "" {
+		out.Release = &Release{r.GetReleaseId(), r.GetReleaseVersion(), r.GetEnvironment()}
 	}
 	c, t := r.GetContext(), r.GetTimings()
 	out.Context = Context{c.GetFiles(), c.GetBytes(), c.GetSentFiles(), c.GetSentBytes(), c.GetWireBytes()}

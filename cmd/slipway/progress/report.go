@@ -126,8 +126,20 @@ func pushed(res *slipwayv1.Result) string {
 // Trailer is what follows the image's name on the last line of a success.
 func Trailer(res *slipwayv1.Result) string {
 	s := "total " + millis(res.GetTimings().GetTotal())
+	if v := res.GetReleaseVersion(); v > 0 {
+		s = Released(v, res.GetEnvironment()) + "  " + s
+	}
 	if same := res.GetSameAs(); same != "" {
 		s = "(same image as " + same + ")  " + s
+	}
+	return s
+}
+
+// Released says which release was made: "released v12 to production".
+func Released(version uint64, environment string) string {
+	s := fmt.Sprintf("released v%d", version)
+	if environment != "" {
+		s += " to " + environment
 	}
 	return s
 }

@@ -24,19 +24,21 @@ const (
 )
 
 // DriftStatus compares what an environment pulled with what was released to it.
+// The first that fits counts: UNRELEASED, MIXED, IN_SYNC, PENDING, DRIFTED.
 type DriftStatus int32
 
 const (
 	DriftStatus_DRIFT_STATUS_UNSPECIFIED DriftStatus = 0
 	// The image pulled last is the one released last.
 	DriftStatus_DRIFT_STATUS_IN_SYNC DriftStatus = 1
-	// It was released and nobody has pulled it yet.
+	// It was released and nobody has pulled it yet, nor anything else since.
 	DriftStatus_DRIFT_STATUS_PENDING DriftStatus = 2
-	// Another image was pulled last.
+	// Another image was pulled last, after the release.
 	DriftStatus_DRIFT_STATUS_DRIFTED DriftStatus = 3
 	// Pulled, but nothing was ever released.
 	DriftStatus_DRIFT_STATUS_UNRELEASED DriftStatus = 4
-	// Several images are being pulled at the same time.
+	// Several images are being pulled at the same time: within the last ten
+	// minutes one was asked for again after another one had come up.
 	DriftStatus_DRIFT_STATUS_MIXED DriftStatus = 5
 )
 
@@ -166,7 +168,8 @@ type AppState struct {
 	Released *Release `protobuf:"bytes,3,opt,name=released,proto3" json:"released,omitempty"`
 	// pulled is the last pull, if there is one.
 	Pulled *Pull `protobuf:"bytes,4,opt,name=pulled,proto3" json:"pulled,omitempty"`
-	// behind is how many releases were made after the one that is pulled.
+	// behind is how many releases were made after the one that is pulled: all
+	// if nothing was, 0 if what is pulled was never released here.
 	Behind uint32 `protobuf:"varint,5,opt,name=behind,proto3" json:"behind,omitempty"`
 	// since is how long it has not been in sync.
 	Since         *durationpb.Duration `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
@@ -255,9 +258,10 @@ type Release struct {
 	Environment string `protobuf:"bytes,3,opt,name=environment,proto3" json:"environment,omitempty"`
 	// version counts the releases of an app to an environment, from 1.
 	Version uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
-	// image is "HOST/APP:TAG".
-	Image   string `protobuf:"bytes,5,opt,name=image,proto3" json:"image,omitempty"`
-	Digest  string `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`
+	// image is "HOST/APP:TAG", or "HOST/APP@DIGEST" without a tag.
+	Image  string `protobuf:"bytes,5,opt,name=image,proto3" json:"image,omitempty"`
+	Digest string `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`
+	// build_id is the build that made the image, if one is known.
 	BuildId string `protobuf:"bytes,7,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
 	// promoted_from is the environment that it came from.
 	PromotedFrom  string                 `protobuf:"bytes,8,opt,name=promoted_from,json=promotedFrom,proto3" json:"promoted_from,omitempty"`
@@ -375,14 +379,15 @@ type Pull struct {
 	Environment string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
 	Digest      string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	// tag that was asked for; empty for a digest.
-	Tag           string                 `protobuf:"bytes,4,opt,name=tag,proto3" json:"tag,omitempty"`
-	First         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
-	Last          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last,proto3" json:"last,omitempty"`
-	Count         uint64                 `protobuf:"varint,7,opt,name=count,proto3" json:"count,omitempty"`
-	TokenId       string                 `protobuf:"bytes,8,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
-	TokenName     string                 `protobuf:"bytes,9,opt,name=token_name,json=tokenName,proto3" json:"token_name,omitempty"`
-	Address       string                 `protobuf:"bytes,10,opt,name=address,proto3" json:"address,omitempty"`
-	UserAgent     string                 `protobuf:"bytes,11,opt,name=user_agent,json=userAgent,proto3" json:"user_agent,omitempty"`
+	Tag   string                 `protobuf:"bytes,4,opt,name=tag,proto3" json:"tag,omitempty"`
+	First *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
+	Last  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last,proto3" json:"last,omitempty"`
+	// count of requests within moments of each other, which are one pull.
+	Count         uint64 `protobuf:"varint,7,opt,name=count,proto3" json:"count,omitempty"`
+	TokenId       string `protobuf:"bytes,8,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	TokenName     string `protobuf:"bytes,9,opt,name=token_name,json=tokenName,proto3" json:"token_name,omitempty"`
+	Address       string `protobuf:"bytes,10,opt,name=address,proto3" json:"address,omitempty"`
+	UserAgent     string `protobuf:"bytes,11,opt,name=user_agent,json=userAgent,proto3" json:"user_agent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -916,9 +921,10 @@ func (x *DeleteEnvironmentResponse) GetRevoked() []string {
 }
 
 type CreateReleaseRequest struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	App         string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
-	Environment string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	App   string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	// environment is the token's own if empty, or none in particular.
+	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
 	// image is a tag or digest of the app's repository, or a whole reference.
 	Image         string `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1021,12 +1027,16 @@ func (x *CreateReleaseResponse) GetRelease() *Release {
 }
 
 type ListReleasesRequest struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	App         string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
-	Environment string                 `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
-	BeforeId    string                 `protobuf:"bytes,3,opt,name=before_id,json=beforeId,proto3" json:"before_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// app limits the list; empty means all.
+	App string `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	// environment limits the list; empty means all, and none.
+	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	BeforeId    string `protobuf:"bytes,3,opt,name=before_id,json=beforeId,proto3" json:"before_id,omitempty"`
 	// limit is 50 if 0, at most 1000.
-	Limit         uint32 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit uint32 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	// version selects one, of the app and the environment; 0 means all.
+	Version       uint64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1089,6 +1099,13 @@ func (x *ListReleasesRequest) GetLimit() uint32 {
 	return 0
 }
 
+func (x *ListReleasesRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 type ListReleasesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Releases      []*Release             `protobuf:"bytes,1,rep,name=releases,proto3" json:"releases,omitempty"`
@@ -1134,10 +1151,11 @@ func (x *ListReleasesResponse) GetReleases() []*Release {
 }
 
 type PromoteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
-	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
-	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	App   string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	// from is an environment; empty takes what was released to none.
+	From          string `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            string `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1247,9 +1265,11 @@ func (x *PromoteResponse) GetUnchanged() bool {
 }
 
 type ListHistoryRequest struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
-	App         string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// environment may be one that was deleted.
+	Environment string `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// app limits the answer; empty means all.
+	App string `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
 	// before limits it to what happened before that time.
 	Before *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
 	// limit is 50 if 0, at most 1000.
@@ -1530,12 +1550,13 @@ const file_slipway_v1_environment_proto_rawDesc = "" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x14\n" +
 	"\x05image\x18\x03 \x01(\tR\x05image\"F\n" +
 	"\x15CreateReleaseResponse\x12-\n" +
-	"\arelease\x18\x01 \x01(\v2\x13.slipway.v1.ReleaseR\arelease\"|\n" +
+	"\arelease\x18\x01 \x01(\v2\x13.slipway.v1.ReleaseR\arelease\"\x96\x01\n" +
 	"\x13ListReleasesRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x1b\n" +
 	"\tbefore_id\x18\x03 \x01(\tR\bbeforeId\x12\x14\n" +
-	"\x05limit\x18\x04 \x01(\rR\x05limit\"G\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\"G\n" +
 	"\x14ListReleasesResponse\x12/\n" +
 	"\breleases\x18\x01 \x03(\v2\x13.slipway.v1.ReleaseR\breleases\"F\n" +
 	"\x0ePromoteRequest\x12\x10\n" +

@@ -43,7 +43,8 @@ type EnvironmentServiceClient interface {
 	// GetEnvironment returns one with its state by app.
 	GetEnvironment(ctx context.Context, in *GetEnvironmentRequest, opts ...grpc.CallOption) (*GetEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and revokes its tokens. What was
-	// recorded stays.
+	// recorded stays, and an environment that is made again under the name goes
+	// on with it.
 	DeleteEnvironment(ctx context.Context, in *DeleteEnvironmentRequest, opts ...grpc.CallOption) (*DeleteEnvironmentResponse, error)
 	// CreateRelease records that an image of the daemon's registry is released.
 	CreateRelease(ctx context.Context, in *CreateReleaseRequest, opts ...grpc.CallOption) (*CreateReleaseResponse, error)
@@ -157,7 +158,8 @@ type EnvironmentServiceServer interface {
 	// GetEnvironment returns one with its state by app.
 	GetEnvironment(context.Context, *GetEnvironmentRequest) (*GetEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and revokes its tokens. What was
-	// recorded stays.
+	// recorded stays, and an environment that is made again under the name goes
+	// on with it.
 	DeleteEnvironment(context.Context, *DeleteEnvironmentRequest) (*DeleteEnvironmentResponse, error)
 	// CreateRelease records that an image of the daemon's registry is released.
 	CreateRelease(context.Context, *CreateReleaseRequest) (*CreateReleaseResponse, error)

@@ -2086,7 +2086,13 @@ type Result struct {
 	// early_bytes had been pushed before the build phase ended.
 	EarlyBytes uint64 `protobuf:"varint,18,opt,name=early_bytes,json=earlyBytes,proto3" json:"early_bytes,omitempty"`
 	// wire_bytes that the push sent.
-	WireBytes     uint64 `protobuf:"varint,19,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
+	WireBytes uint64 `protobuf:"varint,19,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
+	// release_id is empty if the build released nothing.
+	ReleaseId string `protobuf:"bytes,20,opt,name=release_id,json=releaseId,proto3" json:"release_id,omitempty"`
+	// release_version counts the app's releases to the environment.
+	ReleaseVersion uint64 `protobuf:"varint,21,opt,name=release_version,json=releaseVersion,proto3" json:"release_version,omitempty"`
+	// environment that the image was released to; empty for none in particular.
+	Environment   string `protobuf:"bytes,22,opt,name=environment,proto3" json:"environment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2252,6 +2258,27 @@ func (x *Result) GetWireBytes() uint64 {
 		return x.WireBytes
 	}
 	return 0
+}
+
+func (x *Result) GetReleaseId() string {
+	if x != nil {
+		return x.ReleaseId
+	}
+	return ""
+}
+
+func (x *Result) GetReleaseVersion() uint64 {
+	if x != nil {
+		return x.ReleaseVersion
+	}
+	return 0
+}
+
+func (x *Result) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
 }
 
 // Timings in milliseconds. Phases overlap: their sum may exceed the total.
@@ -2804,7 +2831,7 @@ const file_slipway_v1_event_proto_rawDesc = "" +
 	"\x06cached\x18\x06 \x01(\bR\x06cached\x12/\n" +
 	"\x06pushed\x18\a \x01(\x0e2\x17.slipway.v1.PushOutcomeR\x06pushed\x12\x1d\n" +
 	"\n" +
-	"media_type\x18\b \x01(\tR\tmediaType\"\x9d\x05\n" +
+	"media_type\x18\b \x01(\tR\tmediaType\"\x87\x06\n" +
 	"\x06Result\x120\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x18.slipway.v1.ResultStatusR\x06status\x12\x19\n" +
 	"\bbuild_id\x18\x02 \x01(\tR\abuildId\x12\x10\n" +
@@ -2827,7 +2854,11 @@ const file_slipway_v1_event_proto_rawDesc = "" +
 	"\vearly_bytes\x18\x12 \x01(\x04R\n" +
 	"earlyBytes\x12\x1d\n" +
 	"\n" +
-	"wire_bytes\x18\x13 \x01(\x04R\twireBytes\"\x97\x01\n" +
+	"wire_bytes\x18\x13 \x01(\x04R\twireBytes\x12\x1d\n" +
+	"\n" +
+	"release_id\x18\x14 \x01(\tR\treleaseId\x12'\n" +
+	"\x0frelease_version\x18\x15 \x01(\x04R\x0ereleaseVersion\x12 \n" +
+	"\venvironment\x18\x16 \x01(\tR\venvironment\"\x97\x01\n" +
 	"\aTimings\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\x03R\x05queue\x12\x1c\n" +
 	"\tpreflight\x18\x02 \x01(\x03R\tpreflight\x12\x18\n" +

@@ -1,0 +1,99 @@
+package buildkit
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+
+	"github.com/slipwayhq/slipway/builder"
+	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
+)
+
+// A build gives its place away only while its client asks for nothing, and never
+// after it has said all.
+func TestRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		resting := 0
+		var r rest
+		check := func(after time.Duration, want int, what string) {
+			t.Helper()
+			time.Sleep(after)
+			synctest.Wait()
+			if resting != want {
+				t.Errorf("%s: resting is %d, want %d", what, resting, want)
+			}
+		}
+		r.enter()() // before the build has its turn
+		check(2*idle, 0, "not begun")
+		r.start(func() func() { resting++; return func() { resting-- } })
+		check(idle/2, 0, "just begun")
+		first, second := r.enter(), r.enter()
+		check(2*idle, 0, "two calls")
+		first()
+		check(2*idle, 0, "one call")
+		second()
+		check(idle/2, 0, "a moment later")
+		r.enter()()
+		check(idle*3/4, 0, "a moment after a short call")
+		check(idle, 1, "nothing for a while")
+		r.enter()()
+		check(0, 0, "a call")
+		check(2*idle, 1, "nothing again")
+		r.end()
+		check(2*idle, 0, "all said")
+		r.enter()()
+		check(2*idle, 0, "a call after that")
+	})
+}
+
+// A ledger is a queue that keeps what it has seen.
+type ledger struct {
+	mu     sync.Mutex
+	events []*slipwayv1.Event
+	result *slipwayv1.Result
+}
+
+func (l *ledger) Do(ctx context.Context, g builder.Guest) (*slipwayv1.Result, error) {
+	turn := builder.Turn{Request: builder.Request{ID: "1", Org: "acme", Start: g.Start}, Rest: func() func() { return func() {} }, Emit: func(e *slipwayv1.Event) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.events = append(l.events, e)
+	}}
+	l.result = g.Run(ctx, turn)
+	return l.result, nil
+}
+
+// Steps of a definition that no Dockerfile stands behind are in the log by
+// BuildKit's names for them, and the result counts them.
+func TestLogOfPlainDefinition(t *testing.T) {
+	h := openHouse(t, 0)
+	l := &ledger{}
+	h.api.opts.Queue = l
+	c := h.client("acme//alice")
+	st := llb.Scratch().File(llb.Mkfile("/one", 0o644, []byte("1"))).File(llb.Mkfile("/two", 0o644, []byte("2")))
+	def, err := st.Marshal(t.Context())
+	fatal(t, err)
+	_, err = c.Solve(t.Context(), def, client.SolveOpt{}, nil)
+	fatal(t, err)
+	started, names := 0, ""
+	for _, e := range l.events {
+		switch e := e.Event.(type) {
+		case *slipwayv1.Event_StepStarted:
+			started++
+		case *slipwayv1.Event_Plan:
+			names = ""
+			for _, s := range e.Plan.Steps {
+				names += s.Source + "\n"
+			}
+		}
+	}
+	if started != 2 || !strings.Contains(names, "mkfile /one") || !strings.Contains(names, "mkfile /two") || l.result.Steps != 2 || l.result.Status != slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED {
+		t.Errorf("%d steps began of %q; result %v", started, names, l.result)
+	}
+}
