@@ -113,7 +113,7 @@ func (a registryAccess) allow(ctx context.Context, p tokens.Principal, repositor
 			app = p.App // the registry leaves out what it may not see
 		}
 		if err := decide(scopes[action], app); err != nil {
-			return fmt.Errorf("%w: %v", registry.ErrDenied, err)
+			return fmt.Errorf("%w: %s", registry.ErrDenied, strings.TrimPrefix(err.Error(), tokens.ErrDenied.Error()+": "))
 		}
 	}
 	if repository == "" {

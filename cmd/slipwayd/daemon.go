@@ -236,7 +236,11 @@ func ignoreClosed(f func() error) func() error {
 }
 
 func (d *daemon) openDatabase(ctx context.Context) (err error) {
-	if d.db, err = sqldb.Open(ctx, d.dir("records.db")); err != nil {
+	url := d.config.database
+	if url == "" {
+		url = d.dir("records.db")
+	}
+	if d.db, err = sqldb.Open(ctx, url); err != nil {
 		return err
 	}
 	d.closing(d.db.Close)
@@ -300,12 +304,8 @@ func (d *daemon) openFleet(ctx context.Context) (err error) {
 }
 
 func (d *daemon) openRecords(ctx context.Context) (err error) {
-	d.records, err = records.Open(ctx, d.dir("records.db"))
-	if err != nil {
-		return err
-	}
-	d.closing(d.records.Close)
-	return nil
+	d.records, err = records.New(ctx, d.db)
+	return err
 }
 
 // openPulls starts to note what environments pull.
@@ -460,7 +460,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			d.log.Warn("collect", "err", err)
 		}
 	})
-	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "gzip", compress.GzipMaker)
+	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "database", d.db.String(), "gzip", compress.GzipMaker)
 
 	select {
 	case <-ctx.Done():
