@@ -44,7 +44,7 @@ demo: deps build ## deploy examples/hello to a daemon of its own
 	$(SUDO) scripts/demo.sh
 
 # What the tests make their input with, and the clients that they drive.
-TOOLS   := python3:python3 bzip2:bzip2 xz:xz-utils mkfs.ext4:e2fsprogs
+TOOLS   := python3:python3 bzip2:bzip2 xz:xz-utils mkfs.ext4:e2fsprogs postgres:postgresql
 CLIENTS := skopeo:skopeo ctr:containerd dockerd:docker.io
 
 # What the tests of the pages run in; playwright-core comes with npm.

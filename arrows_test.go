@@ -57,8 +57,8 @@ var arrows = map[string][]string{
 
 	"builder/buildkit/executor": {"builder/sandbox"},
 
-	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
-	"server/records": {},
+	"server":         {"builder", "fleet", "layercache", "sqldb", "tokens", "proto", "buildctx", "limits", "sshagent"},
+	"server/records": {"sqldb"},
 
 	"web": {"proto"},
 

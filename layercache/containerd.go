@@ -6,8 +6,10 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/gc"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 )
@@ -39,9 +41,10 @@ type Containerd struct {
 // Containerd returns the org's part of the store.
 func (c *Cache) Containerd() Containerd {
 	s := c.s
+	held := lodgerLeases{s.leases, c}
 	return Containerd{
 		Namespace: c.ns, Snapshotter: snapshotterName,
-		Content: guarded{s.content, s}, Snapshots: weighed{s.snaps, s}, Leases: s.leases,
+		Content: guarded{s.content, held}, Snapshots: weighed{s.snaps, held}, Leases: held,
 		Collect: func(ctx context.Context) (gc.Stats, error) { return nil, s.Collect(ctx) },
 		Forget:  c.forget,
 	}
@@ -57,25 +60,46 @@ func (c *Cache) forget(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("forget leases of %s: %w", c.ns, err)
 	}
+	c.s.held.drop(&c.s.holds, c.ns)
 	return nil
 }
 
 // weighed is a snapshotter that counts what is committed.
 type weighed struct {
 	snapshots.Snapshotter
-	s *Store
+	held lodgerLeases
+}
+
+func (w weighed) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) (m []mount.Mount, err error) {
+	err = w.held.make(ctx, key, func(ctx context.Context) (err error) {
+		m, err = w.Snapshotter.Prepare(ctx, key, parent, opts...)
+		return err
+	})
+	return m, err
+}
+
+func (w weighed) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) (m []mount.Mount, err error) {
+	err = w.held.make(ctx, key, func(ctx context.Context) (err error) {
+		m, err = w.Snapshotter.View(ctx, key, parent, opts...)
+		return err
+	})
+	return m, err
 }
 
 func (w weighed) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	if err := w.Snapshotter.Commit(ctx, name, key, opts...); err != nil {
+	err := w.held.make(ctx, name, func(ctx context.Context) error {
+		return w.Snapshotter.Commit(ctx, name, key, opts...)
+	})
+	if err != nil {
 		return err
 	}
+	w.held.renamed(ctx, key)
 	if info, err := w.Stat(ctx, name); err == nil {
 		if usage, err := w.Usage(ctx, name); err == nil {
-			w.s.used.bytes.Add(usage.Size - linked(info.Labels[mergedLabel], usage.Size))
+			w.held.c.s.used.bytes.Add(usage.Size - linked(info.Labels[mergedLabel], usage.Size))
 		}
 	}
-	w.s.relieveSoon()
+	w.held.c.s.relieveSoon()
 	return nil
 }
 
@@ -83,20 +107,36 @@ func (w weighed) Commit(ctx context.Context, name, key string, opts ...snapshots
 // of a blob is there before the database knows it.
 type guarded struct {
 	content.Store
-	s *Store
+	held lodgerLeases
 }
 
 func (g guarded) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
-	w, err := g.Store.Writer(ctx, opts...)
+	held := g.held.in(ctx)
+	held.c.s.sweep.RLock()
+	defer held.c.s.sweep.RUnlock()
+	lease, err := held.leased(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return guardedWriter{w, g.s}, nil
+	w, err := g.Store.Writer(held.c.context(ctx), opts...)
+	if err == nil {
+		return guardedWriter{w, held}, nil
+	}
+	if lease != nil && errdefs.IsAlreadyExists(err) {
+		var o content.WriterOpts
+		for _, opt := range opts {
+			if err := opt(&o); err != nil {
+				return nil, err
+			}
+		}
+		lease.hold.hold(held.c.blobResource(o.Desc.Digest))
+	}
+	return nil, err
 }
 
 type guardedWriter struct {
 	content.Writer
-	s *Store
+	held lodgerLeases
 }
 
 func (w guardedWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
@@ -110,13 +150,22 @@ func (w guardedWriter) Commit(ctx context.Context, size int64, expected digest.D
 	if err := w.commit(ctx, size, expected, opts...); err != nil {
 		return err
 	}
-	w.s.used.bytes.Add(written) // a blob of two orgs counts twice until the next collection
-	w.s.relieveSoon()
+	w.held.c.s.used.bytes.Add(written) // a blob of two orgs counts twice until the next collection
+	w.held.c.s.relieveSoon()
 	return nil
 }
 
 func (w guardedWriter) commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
-	w.s.sweep.RLock()
-	defer w.s.sweep.RUnlock()
-	return w.Writer.Commit(ctx, size, expected, opts...)
+	w.held.c.s.sweep.RLock()
+	defer w.held.c.s.sweep.RUnlock()
+	lease, err := w.held.leased(ctx)
+	if err != nil {
+		return err
+	}
+	d := w.Digest()
+	err = w.Writer.Commit(w.held.c.context(ctx), size, expected, opts...)
+	if lease != nil && ignoreExists(err) == nil {
+		lease.hold.hold(w.held.c.blobResource(d))
+	}
+	return err
 }

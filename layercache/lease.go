@@ -135,6 +135,22 @@ func (l *Lease) drop(r resource) {
 	}
 }
 
+// forget takes a resource out of the lease. The database keeps what it knows
+// until the lease ends.
+func (l *Lease) forget(r resource) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.held, r)
+}
+
+// holds reports whether the lease has a resource.
+func (l *Lease) holds(r resource) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.held[r]
+	return ok
+}
+
 // keep writes a lease with a ttl into tx, which also makes the resources it
 // got: they must be held even if the daemon dies right after.
 func (l *Lease) keep(ctx context.Context, tx *bolt.Tx, rs ...resource) error {
@@ -296,6 +312,7 @@ func (h *holds) all() []*Lease {
 // leases hold goes in; leases that were released or left by a dead daemon go.
 // The caller has sweep exclusively.
 func (s *Store) syncLeases(ctx context.Context) error {
+	s.held.drop(&s.holds, "")
 	live := s.holds.all()
 	return s.meta.Update(func(tx *bolt.Tx) error {
 		ids := make(map[string]bool)

@@ -12,8 +12,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/slipwayhq/slipway/layercache"
 )
@@ -110,6 +114,11 @@ func work(ctx context.Context, c *layercache.Cache, name string, lines chan<- st
 	}
 	lines <- "contents " + name
 
+	if err := lodgeWork(ctx, c, name); err != nil {
+		return err
+	}
+	lines <- "lodged " + name
+
 	m, err := c.Mount(ctx, layercache.MountOptions{App: "app", ID: name, Fill: func(_ context.Context, dir string) error {
 		return os.WriteFile(filepath.Join(dir, "file"), []byte(name), 0o600)
 	}})
@@ -122,6 +131,73 @@ func work(ctx context.Context, c *layercache.Cache, name string, lines chan<- st
 		return err
 	}
 	return l.Release(ctx)
+}
+
+// lodgeWork has a lodger make a snapshot and a blob, as BuildKit does.
+func lodgeWork(ctx context.Context, c *layercache.Cache, name string) error {
+	ctd := c.Containerd()
+	ctx = namespaces.WithNamespace(ctx, ctd.Namespace)
+	temporary := func(l *leases.Lease) error {
+		l.Labels = map[string]string{"buildkit/lease.temporary": "now"}
+		return nil
+	}
+	passing, err := ctd.Leases.Create(ctx, leases.WithID("passing "+name), temporary)
+	if err != nil {
+		return err
+	}
+	for _, id := range []string{"active " + name, "lodged " + name} {
+		l, err := ctd.Leases.Create(ctx, leases.WithID(id))
+		if err != nil {
+			return err
+		}
+		if err := ctd.Leases.AddResource(ctx, l, leases.Resource{ID: id, Type: "snapshots/" + ctd.Snapshotter}); err != nil {
+			return err
+		}
+	}
+	mounts, err := ctd.Snapshots.Prepare(ctx, "active "+name, "")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(mounts[0].Source, "file"), []byte(name), 0o600); err != nil {
+		return err
+	}
+	if err := ctd.Snapshots.Commit(ctx, "lodged "+name, "active "+name); err != nil {
+		return err
+	}
+	if err := ctd.Leases.Delete(ctx, leases.Lease{ID: "active " + name}); err != nil {
+		return err
+	}
+	blob := "blob of " + name
+	desc := ocispec.Descriptor{Digest: digest.FromString(blob), Size: int64(len(blob))}
+	if err := content.WriteBlob(leases.WithLease(ctx, passing.ID), ctd.Content, name, strings.NewReader(blob), desc); err != nil {
+		return err
+	}
+	l, err := ctd.Leases.Create(ctx, leases.WithID("blob "+name))
+	if err != nil {
+		return err
+	}
+	if err := ctd.Leases.AddResource(ctx, l, leases.Resource{ID: desc.Digest.String(), Type: "content"}); err != nil {
+		return err
+	}
+	return ctd.Leases.Delete(ctx, passing)
+}
+
+// verifyLodged holds what lodgeWork has made to what it was.
+func verifyLodged(t *testing.T, c *layercache.Cache, name string) {
+	t.Helper()
+	ctd := c.Containerd()
+	ctx := namespaces.WithNamespace(t.Context(), ctd.Namespace)
+	for _, what := range []string{"lodged ", "blob "} {
+		if rs, err := ctd.Leases.ListResources(ctx, leases.Lease{ID: what + name}); err != nil || len(rs) != 1 {
+			t.Errorf("the lease of the %s%s holds %v, %v", what, name, rs, err)
+		}
+	}
+	if _, err := ctd.Snapshots.Stat(ctx, "lodged "+name); err != nil {
+		t.Errorf("lodged snapshot of %s: %v", name, err)
+	}
+	if _, err := ctd.Content.Info(ctx, digest.FromString("blob of "+name)); err != nil {
+		t.Errorf("lodged blob of %s: %v", name, err)
+	}
 }
 
 // A process that is killed at any moment loses nothing that was acknowledged.
@@ -154,6 +230,9 @@ func TestKill(t *testing.T) {
 
 	// What is left over goes: as many directories stay as there are snapshots.
 	s := open(t, layercache.Options{Root: root})
+	if err := s.Org("acme").Containerd().Forget(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -206,6 +285,10 @@ func kill(t *testing.T, root string, n int) []string {
 func verify(t *testing.T, c *layercache.Cache, line string) {
 	t.Helper()
 	what, name, _ := strings.Cut(line, " ")
+	if what == "lodged" {
+		verifyLodged(t, c, name)
+		return
+	}
 	if what == "mount" {
 		m := must(c.Mount(t.Context(), layercache.MountOptions{App: "app", ID: name}))(t)
 		defer m.Release()

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	bolt "go.etcd.io/bbolt"
@@ -33,6 +34,9 @@ func namespace(org string) string {
 
 // context returns ctx for calls of containerd's stores.
 func (c *Cache) context(ctx context.Context) context.Context {
+	if id, ok := leases.FromContext(ctx); ok && c.s != nil && c.s.held.get(leaseID{c.ns, id}) != nil {
+		ctx = bare{ctx} // containerd would look for the lease in the database
+	}
 	return namespaces.WithNamespace(ctx, c.ns)
 }
 

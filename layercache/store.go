@@ -58,6 +58,7 @@ type Store struct {
 	sweep sync.RWMutex
 
 	holds   holds
+	held    heldLeases
 	touched touches
 	handles handles
 	buffers buffers

@@ -141,6 +141,9 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 	if err := f.mayRead(ctx, s.Image); err != nil {
 		return err
 	}
+	if err := f.mayWrite(ctx, s); err != nil {
+		return err
+	}
 	if f.draining.Load() {
 		return errDraining
 	}

@@ -60,21 +60,24 @@ type Repository interface {
 
 // Options tunes a Resolver.
 type Options struct {
-	Mirrors  map[string][]*url.URL        // by registry host, tried in order before it
-	Insecure []string                     // hosts that may speak plain HTTP or have any certificate
-	IsLocal  func(host string) bool       // says that a host is the daemon's own registry; nil: none is
-	Local    func(name string) Repository // opens a repository of it
-	Denied   func(err error) bool         // says that the local registry knows no such image
-	Client   http.RoundTripper            // nil means a default transport
-	Pause    time.Duration                // before a second try, and longer before others; 0 means 250 ms
-	Stall    time.Duration                // silence after which a blob is asked for again; 0 means a minute
-	Log      *slog.Logger
+	Mirrors  map[string][]*url.URL  // by registry host, tried in order before it
+	Insecure []string               // hosts that may speak plain HTTP or have any certificate
+	IsLocal  func(host string) bool // says that a host is the daemon's own registry; nil: none is
+	// Local opens a repository of it for builds of an org, which may be one
+	// that they may not read.
+	Local  func(org, name string) Repository
+	Denied func(err error) bool // says that the local registry knows no such image
+	Client http.RoundTripper    // nil means a default transport
+	Pause  time.Duration        // before a second try, and longer before others; 0 means 250 ms
+	Stall  time.Duration        // silence after which a blob is asked for again; 0 means a minute
+	Log    *slog.Logger
 }
 
 // A Resolver finds and pulls images. It is safe for concurrent use.
 type Resolver struct {
 	opts Options
 	lax  http.RoundTripper // for insecure hosts
+	org  string            // whose builds ask
 }
 
 // NewResolver returns a resolver.
@@ -154,6 +157,13 @@ func (r *Resolver) Resolve(ctx context.Context, ref string, platform ocispec.Pla
 	return r.ResolveKnown(ctx, ref, platform, auth, func(context.Context, digest.Digest) (raw, config []byte) { return nil, nil })
 }
 
+// For returns the resolver for builds of an org.
+func (r *Resolver) For(org string) *Resolver {
+	own := *r
+	own.org = org
+	return &own
+}
+
 // pick returns what the sources' errors come to. The registry that was named,
 // the last one, has the last word; that a mirror has failed before is told
 // beside it.
@@ -185,7 +195,7 @@ func (r *Resolver) sources(ref name.Reference, auth Auth) ([]source, error) {
 
 func (r *Resolver) source(host, repo string, plain bool, auth Auth) (source, error) {
 	if r.opts.IsLocal(host) {
-		return &local{host: host, name: repo, repo: r.opts.Local(repo), missing: r.opts.Denied}, nil
+		return &local{host: host, name: repo, repo: r.opts.Local(r.org, repo), missing: r.opts.Denied}, nil
 	}
 	tr := r.opts.Client
 	if slices.Contains(r.opts.Insecure, host) {

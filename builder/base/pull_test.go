@@ -312,7 +312,7 @@ func TestPullFromTheOwnRegistry(t *testing.T) {
 	var opened []string
 	r := resolver(base.Options{
 		IsLocal: func(h string) bool { return h == host },
-		Local: func(name string) base.Repository {
+		Local: func(_, name string) base.Repository {
 			mu.Lock()
 			defer mu.Unlock()
 			opened = append(opened, name)

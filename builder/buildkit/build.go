@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -186,6 +188,20 @@ func (b *build) left(v *vertex, ref cache.ImmutableRef) {
 			_ = b.fail(fmt.Errorf("layer of a step: %w", err))
 		}
 	})
+}
+
+// made waits for the layers that are made while the build goes on: what is
+// wrong with one is said of its line.
+func (b *build) made() error {
+	b.mu.Lock()
+	under := slices.Collect(maps.Values(b.making))
+	b.mu.Unlock()
+	for _, done := range under {
+		if err := waitFor(b.ctx, done); err != nil {
+			return err
+		}
+	}
+	return context.Cause(b.ctx)
 }
 
 // originKey is under which a context has the line whose layer is being made.

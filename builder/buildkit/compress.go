@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -125,21 +126,34 @@ type adopter struct {
 	tenant *tenant
 }
 
-// Writer implements containerd's content store.
+// Writer implements containerd's content store. Where it is not known what is
+// going to be written, nothing is begun in the store before that is no receipt.
 func (a adopter) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
-	w, err := a.Store.Writer(ctx, opts...)
-	if err != nil {
-		return nil, err
+	var o content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return nil, err
+		}
 	}
-	return &adoptingWriter{Writer: w, adopter: a}, nil
+	w := &adoptingWriter{
+		adopter: a, status: content.Status{Ref: o.Ref, StartedAt: time.Now()},
+		open: func() (content.Writer, error) { return a.Store.Writer(ctx, opts...) },
+	}
+	if o.Desc.Digest != "" {
+		return w, w.begin()
+	}
+	return w, nil
 }
 
 // An adoptingWriter holds back what may be a receipt until it is known.
 type adoptingWriter struct {
-	content.Writer
 	adopter adopter
-	held    []byte
-	passed  bool // what came is no receipt
+	open    func() (content.Writer, error)
+	status  content.Status // until w is open
+
+	w      content.Writer // nil until then
+	held   []byte
+	passed bool // what came is no receipt
 }
 
 // receiptSize is that of every receipt.
@@ -150,7 +164,7 @@ func (a adopter) receiptSize() int {
 // Write implements io.Writer.
 func (w *adoptingWriter) Write(p []byte) (int, error) {
 	if w.passed {
-		return w.Writer.Write(p)
+		return w.w.Write(p)
 	}
 	prefix := w.adopter.tenant.builds.receipts.prefix
 	w.held = append(w.held, p...)
@@ -161,10 +175,21 @@ func (w *adoptingWriter) Write(p []byte) (int, error) {
 	return len(p), w.pass()
 }
 
+// begin opens the store's own writer.
+func (w *adoptingWriter) begin() (err error) {
+	if w.w == nil {
+		w.w, err = w.open()
+	}
+	return err
+}
+
 // pass writes what was held back.
 func (w *adoptingWriter) pass() error {
 	if w.passed {
 		return nil
+	}
+	if err := w.begin(); err != nil {
+		return err
 	}
 	w.passed = true
 	held := w.held
@@ -172,14 +197,36 @@ func (w *adoptingWriter) pass() error {
 	if len(held) == 0 {
 		return nil
 	}
-	_, err := w.Writer.Write(held)
+	_, err := w.w.Write(held)
 	return err
 }
 
 // Truncate implements content.Writer.
 func (w *adoptingWriter) Truncate(size int64) error {
 	w.held, w.passed = nil, size > 0
-	return w.Writer.Truncate(size)
+	if size == 0 && w.w == nil {
+		return nil
+	}
+	if err := w.begin(); err != nil {
+		return err
+	}
+	return w.w.Truncate(size)
+}
+
+// Status implements content.Writer.
+func (w *adoptingWriter) Status() (content.Status, error) {
+	if w.w == nil {
+		return w.status, nil
+	}
+	return w.w.Status()
+}
+
+// Close implements content.Writer.
+func (w *adoptingWriter) Close() error {
+	if w.w == nil {
+		return nil
+	}
+	return w.w.Close()
 }
 
 // Digest implements content.Writer.
@@ -190,7 +237,7 @@ func (w *adoptingWriter) Digest() digest.Digest {
 	if err := w.pass(); err != nil {
 		return ""
 	}
-	return w.Writer.Digest()
+	return w.w.Digest()
 }
 
 // Commit implements content.Writer. For a receipt, the blob that is there
@@ -201,7 +248,7 @@ func (w *adoptingWriter) Commit(ctx context.Context, size int64, expected digest
 		if err := w.pass(); err != nil {
 			return err
 		}
-		return w.Writer.Commit(ctx, size, expected, opts...)
+		return w.w.Commit(ctx, size, expected, opts...)
 	}
 	if expected != "" && expected != d {
 		return fmt.Errorf("blob %s is not %s: %w", d, expected, errdefs.ErrFailedPrecondition)

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/moby/buildkit/util/entitlements"
+	"golang.org/x/sys/unix"
 
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/builder/gitfetch"
@@ -29,6 +30,11 @@ type Options struct {
 
 	// Hosts says where an org's images come from, by the host in their name.
 	Hosts func(org string) docker.RegistryHosts
+
+	// Own says where to write what goes to "host/path" of the daemon's own
+	// registry. Those who asked for it may push there. It returns nil for names
+	// of others, and may be nil.
+	Own func(name string) docker.RegistryHosts
 
 	// Fetch gets what steps of Dockerfiles and clients name by URL. It guards
 	// which addresses may be reached.
@@ -145,7 +151,8 @@ func (e *Engine) Open(ctx context.Context, org string) error {
 	return nil
 }
 
-// Close ends all tenants. No build may be under way.
+// Close ends all tenants, and makes their databases durable: the store is not
+// to be closed before. No build may be under way.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	e.closed = true
@@ -159,7 +166,21 @@ func (e *Engine) Close() error {
 			errs = append(errs, o.tenant.close())
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, e.sync())...)
+}
+
+// sync makes all files of the databases durable, also those that a daemon which
+// was killed has left.
+func (e *Engine) sync() error {
+	d, err := os.Open(e.opts.Root)
+	if err != nil {
+		return fmt.Errorf("buildkit: %w", err)
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("buildkit: make %s durable: %w", e.opts.Root, err)
+	}
+	return nil
 }
 
 // entitlements are what clients may let their builds have.

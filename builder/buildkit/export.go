@@ -207,6 +207,9 @@ func (x *imageExport) image(ctx context.Context, src *exporter.Source) (*builder
 	if err != nil {
 		return nil, err
 	}
+	if err := x.build.made(); err != nil {
+		return nil, err
+	}
 	out := &builder.Image{}
 	for i, p := range ps.Platforms {
 		if raw := exptypes.ParseKey(src.Metadata, exptypes.ExporterImageConfigKey, &p); i == 0 && len(raw) > 0 {

@@ -23,7 +23,18 @@ type Registries struct {
 	// does so as everybody else, by the scheme that it is served with.
 	Local       http.RoundTripper
 	LocalScheme string
-	IsLocal     func(host string) bool
+
+	// LocalWrite writes to one repository of it, in this process, for callers
+	// that were found to have the right. Nil: they do as everybody else.
+	LocalWrite func(repository string) http.RoundTripper
+	IsLocal    func(host string) bool
+}
+
+// For returns the same registries with another way to read the daemon's own.
+func (r *Registries) For(local http.RoundTripper) *Registries {
+	other := *r
+	other.Local = local
+	return &other
 }
 
 // Hosts is what BuildKit asks for the places of a host's images.
@@ -65,6 +76,20 @@ func (r *Registries) own(host string) docker.RegistryHost {
 		Client: &http.Client{Transport: r.Local}, Host: host, Scheme: "http", Path: "/v2",
 		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
 	}
+}
+
+// Own returns the places to write to of "host/path", for callers that may push
+// there; nil if it is not in the daemon's own registry.
+func (r *Registries) Own(name string) docker.RegistryHosts {
+	host, repository, _ := strings.Cut(name, "/")
+	if r.LocalWrite == nil || !r.IsLocal(host) {
+		return nil
+	}
+	at := docker.RegistryHost{
+		Client: &http.Client{Transport: r.LocalWrite(repository)}, Host: host, Scheme: "http", Path: "/v2",
+		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve | docker.HostCapabilityPush,
+	}
+	return func(string) ([]docker.RegistryHost, error) { return []docker.RegistryHost{at}, nil }
 }
 
 func (r *Registries) plain(host string) bool {

@@ -105,7 +105,28 @@ func (b *build) mark(def *pb.Definition) error {
 	}
 	b.learn(def)
 	b.lines.stack(below, digestOf(g.end))
-	return nil
+	if b.client == nil {
+		return nil // a deploy's mounts are not part of its cache
+	}
+	return b.tenant.worker.Worker.PruneCacheMounts(b.ctx, g.discarded(def, b.app))
+}
+
+// discarded are the cache mounts of an app that steps without a cache want
+// empty, as BuildKit takes these by itself; each says whether it stands on a
+// file system.
+func (g *graph) discarded(def *pb.Definition, app string) map[string]bool {
+	out := map[string]bool{}
+	for d, op := range g.ops {
+		if !def.Metadata[string(d)].GetIgnoreCache() {
+			continue
+		}
+		for _, m := range op.GetExec().GetMounts() {
+			if m.GetMountType() == pb.MountType_CACHE && m.GetCacheOpt() != nil {
+				out[scopedMount(app, m.CacheOpt.ID)] = m.GetInput() != -1
+			}
+		}
+	}
+	return out
 }
 
 // maxDepth bounds how many steps stand on one another. The time that BuildKit's

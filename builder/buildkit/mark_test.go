@@ -156,3 +156,19 @@ func FuzzMark(f *testing.F) {
 		b.mark(def)
 	})
 }
+
+func TestSecretive(t *testing.T) {
+	for name, tc := range map[string]struct {
+		op   *pb.ExecOp
+		want bool
+	}{
+		"plain":    {&pb.ExecOp{Meta: &pb.Meta{Env: []string{"A=1"}}}, false},
+		"no meta":  {&pb.ExecOp{}, false},
+		"a secret": {&pb.ExecOp{Secretenv: []*pb.SecretEnv{{ID: "token"}}}, true},
+		"a proxy":  {&pb.ExecOp{Meta: &pb.Meta{ProxyEnv: &pb.ProxyEnv{}}}, true},
+	} {
+		if got := secretive(tc.op); got != tc.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}

@@ -78,6 +78,21 @@ func checkRequest(req *controlapi.SolveRequest, entitled []string) error {
 	return checkImports(imports)
 }
 
+// Attributes of caches in registries.
+const (
+	attrRef      = "ref"
+	attrInsecure = "registry.insecure"
+)
+
+// cacheName is the "host/path" that a cache is exported to.
+func cacheName(attrs map[string]string) (name string, ok bool) {
+	ref, err := reference.ParseNormalizedNamed(attrs[attrRef])
+	if err != nil {
+		return "", false // BuildKit says so
+	}
+	return ref.Name(), true
+}
+
 // checkImports refuses kinds of caches that cannot be read here.
 func checkImports(types []string) error {
 	for _, t := range types {

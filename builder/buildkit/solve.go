@@ -66,7 +66,7 @@ func (a *API) solve(ctx context.Context, t *tenant, req *controlapi.SolveRequest
 	defer s.cancel(nil)
 	defer func() {
 		if err != nil {
-			t.solves.refuse(req.Ref)
+			t.solves.refuse(req.Ref, a.opts.Caller(ctx).ID, err)
 		}
 	}()
 	normalize(req)
@@ -135,9 +135,9 @@ func (s *solve) start() (*slipwayv1.Start, error) {
 func (s *solve) admit(start *slipwayv1.Start) error {
 	c := s.api.opts.Caller(s.ctx)
 	var repositories []string
-	for _, name := range start.Targets {
-		host, _, _ := cutTag(name)
-		if repository, own := s.api.opts.Repository(host); own {
+	for _, target := range start.Targets {
+		name, _, _ := cutTag(target)
+		if repository, own := s.api.opts.Repository(name); own {
 			repositories = append(repositories, repository)
 		}
 	}
@@ -155,12 +155,31 @@ func (s *solve) admit(start *slipwayv1.Start) error {
 	if err := s.api.opts.Allow(s.ctx, Build, s.app); err != nil {
 		return err
 	}
-	for _, r := range repositories {
+	for _, r := range append(repositories, s.caches()...) {
 		if err := s.api.opts.Allow(s.ctx, Push, r); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// caches are the repositories of the daemon's own registry that caches are
+// exported to.
+func (s *solve) caches() []string {
+	var out []string
+	for _, e := range s.req.Cache.Exports {
+		if e.GetType() != "registry" {
+			continue
+		}
+		name, ok := cacheName(e.GetAttrs())
+		if !ok {
+			continue
+		}
+		if repository, own := s.api.opts.Repository(name); own {
+			out = append(out, repository)
+		}
+	}
+	return out
 }
 
 // run has package builder build it when it is its turn, and returns when

@@ -3,6 +3,8 @@ package buildkit
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -28,6 +30,7 @@ import (
 	urls "github.com/moby/buildkit/source/http"
 	"github.com/moby/buildkit/source/local"
 	"github.com/moby/buildkit/util/archutil"
+	"github.com/moby/buildkit/util/db"
 	"github.com/moby/buildkit/util/db/boltutil"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/leaseutil"
@@ -50,6 +53,7 @@ type tenant struct {
 	engine   *Engine
 	org      string
 	cache    *layercache.Cache
+	steps    *executor.Executor // runs the org's steps; it is no other org's
 	worker   *worker
 	sessions *session.Manager
 	control  *control.Controller
@@ -189,13 +193,19 @@ func (o *opener) workerOpt() (base.WorkerOpt, error) {
 		return base.WorkerOpt{}, err
 	}
 	o.closers = append(o.closers, records.Close)
+	if err := relax(records.DB()); err != nil {
+		return base.WorkerOpt{}, err
+	}
+	steps := o.engine.opts.Executor
+	steps.Watch = watch
+	o.steps = executor.New(steps)
 	id, err := base.ID(o.dir)
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
 	blobs := containerdsnapshot.NewContentStore(adopter{Store: o.store.Content, tenant: o.tenant}, o.store.Namespace)
 	return base.WorkerOpt{
-		ID: id, Root: o.dir, MetadataStore: records, Executor: o.executor(),
+		ID: id, Root: o.dir, MetadataStore: records, Executor: o.steps,
 		Labels:       map[string]string{label.Executor: "slipway", label.Snapshotter: o.store.Snapshotter},
 		Platforms:    supported(),
 		Snapshotter:  containerdsnapshot.NewSnapshotter(o.store.Snapshotter, o.store.Snapshots, o.store.Namespace, nil),
@@ -206,11 +216,17 @@ func (o *opener) workerOpt() (base.WorkerOpt, error) {
 	}, nil
 }
 
-// executor runs the org's steps; it is no other org's.
-func (o *opener) executor() *executor.Executor {
-	opts := o.engine.opts.Executor
-	opts.Watch = watch
-	return executor.New(opts)
+// relax has a database write without waiting for the disk, which a step would
+// do some twenty times. What is written survives the end of the process. The
+// end of the machine ends the store's generation, and [settle] throws away what
+// was about that one; [Engine.Close] makes durable what stays.
+func relax(t db.Transactor) error {
+	b, ok := t.(*bolt.DB)
+	if !ok {
+		return fmt.Errorf("BuildKit's database is a %T", t)
+	}
+	b.NoSync, b.NoGrowSync = true, true
+	return nil
 }
 
 // supported are the platforms of this machine: its own, and those that it can
@@ -237,6 +253,9 @@ func (o *opener) openControl(ctx context.Context) error {
 		return err
 	}
 	o.closers = append(o.closers, history.Close)
+	if err := relax(history); err != nil {
+		return err
+	}
 	workers := &buildkit.Controller{}
 	if err := workers.Add(o.worker); err != nil {
 		return err
@@ -256,7 +275,7 @@ func (o *opener) openControl(ctx context.Context) error {
 		},
 		CacheManager: o.results,
 		ResolveCacheExporterFuncs: map[string]remotecache.ResolveCacheExporterFunc{
-			"registry": registrycache.ResolveCacheExporterFunc(o.sessions, hosts),
+			"registry": o.exportCache(registrycache.ResolveCacheExporterFunc(o.sessions, hosts)),
 			"local":    localcache.ResolveCacheExporterFunc(o.sessions),
 			"inline":   inlinecache.ResolveCacheExporterFunc(),
 		},
@@ -270,6 +289,24 @@ func (o *opener) openControl(ctx context.Context) error {
 		GarbageCollect: o.worker.GarbageCollect, GracefulStop: ctx.Done(),
 	})
 	return err
+}
+
+// exportCache exports to the daemon's own registry without a login, and to
+// others by stock. Who may push has been asked by then.
+func (o *opener) exportCache(stock remotecache.ResolveCacheExporterFunc) remotecache.ResolveCacheExporterFunc {
+	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
+		name, ok := cacheName(attrs)
+		if !ok || o.engine.opts.Own == nil {
+			return stock(ctx, g, attrs)
+		}
+		hosts := o.engine.opts.Own(name)
+		if hosts == nil {
+			return stock(ctx, g, attrs)
+		}
+		attrs = maps.Clone(attrs)
+		delete(attrs, attrInsecure) // with it BuildKit has places of its own
+		return registrycache.ResolveCacheExporterFunc(o.sessions, hosts)(ctx, g, attrs)
+	}
 }
 
 // serve answers the tenant's API in this process.

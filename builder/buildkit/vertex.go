@@ -8,7 +8,7 @@ import (
 
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/executor"
+	buildkit "github.com/moby/buildkit/executor"
 	resourcestypes "github.com/moby/buildkit/executor/resources/types"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/snapshot"
@@ -16,6 +16,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/limits"
 )
@@ -118,12 +119,19 @@ func (r *vertexRef) Commit(ctx context.Context) (cache.ImmutableRef, error) {
 
 // A vertexExecutor runs the process of one step. What a failed one leaves is
 // no layer.
-type vertexExecutor struct{ vertex *vertex }
+type vertexExecutor struct {
+	vertex *vertex
+	secret bool // the environment may have secrets
+}
 
 // Run implements BuildKit's executor.
-func (e *vertexExecutor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
+func (e *vertexExecutor) Run(ctx context.Context, id string, root buildkit.Mount, mounts []buildkit.Mount, process buildkit.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
 	v := e.vertex
-	rec, err := v.worker.WorkerOpt.Executor.Run(context.WithValue(ctx, vertexKey{}, v), id, root, mounts, process, started)
+	run := v.worker.tenant.steps.Run
+	if !e.secret {
+		run = executor.Open{Executor: v.worker.tenant.steps}.Run
+	}
+	rec, err := run(context.WithValue(ctx, vertexKey{}, v), id, root, mounts, process, started)
 	if err != nil {
 		v.failed.Store(true)
 		v.stopped(ctx, err)
@@ -148,6 +156,6 @@ func (v *vertex) stopped(ctx context.Context, err error) {
 }
 
 // Exec implements BuildKit's executor.
-func (e *vertexExecutor) Exec(ctx context.Context, id string, process executor.ProcessInfo) error {
+func (e *vertexExecutor) Exec(ctx context.Context, id string, process buildkit.ProcessInfo) error {
 	return e.vertex.worker.WorkerOpt.Executor.Exec(ctx, id, process)
 }

@@ -44,7 +44,7 @@ func (w *worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *se
 		if m, ok := v.Options().Metadata.(*linuxresources.Metadata); ok && m != nil {
 			res = m.LinuxResources
 		}
-		return ops.NewExecOp(v, n.scoped(step), op.Platform, n, w.ParallelismSem, sm, &vertexExecutor{n}, w, res, false)
+		return ops.NewExecOp(v, n.scoped(step), op.Platform, n, w.ParallelismSem, sm, &vertexExecutor{n, secretive(step.Exec)}, w, res, false)
 	case *pb.Op_File:
 		return ops.NewFileOp(v, step, w.newVertex(v), w.ParallelismSem, w)
 	case *pb.Op_Source:
@@ -55,4 +55,10 @@ func (w *worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *se
 		b = &vertexBridge{b, w.tenant}
 	}
 	return w.Worker.ResolveOp(v, b, sm, proxy)
+}
+
+// secretive reports whether the environment of a step may have secrets: those
+// that it asks for, or what the addresses of proxies contain.
+func secretive(op *pb.ExecOp) bool {
+	return len(op.GetSecretenv()) > 0 || op.GetMeta().GetProxyEnv() != nil
 }

@@ -120,7 +120,7 @@ func (w *world) options() classic.Options {
 		Bases: base.NewResolver(base.Options{
 			Mirrors: map[string][]*url.URL{"docker.io": {mirror}},
 			IsLocal: func(host string) bool { return host == registryHost || host == "docker.io" },
-			Local: func(name string) base.Repository {
+			Local: func(_, name string) base.Repository {
 				repo, err := w.registry.Repository(name)
 				w.must(err)
 				return repo

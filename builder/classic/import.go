@@ -86,7 +86,7 @@ func (b *build) openLenders(ctx context.Context) error {
 func (b *build) openLender(ctx context.Context, ref string) (*lender, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lendTime, fmt.Errorf("%w: no answer within %v", base.ErrUnavailable, lendTime))
 	defer cancel()
-	img, err := b.opts.Bases.ResolveArtifact(ctx, ref, b.job.Platform, b.job.Session.Credentials)
+	img, err := b.opts.Bases.For(b.job.Cache.Name()).ResolveArtifact(ctx, ref, b.job.Platform, b.job.Session.Credentials)
 	if err != nil {
 		return nil, err
 	}

@@ -270,7 +270,7 @@ func (b *build) resolve(ctx context.Context, ref, platform string) (*base.Image,
 			return nil, failure.Userf(failure.DockerfileInvalid, "give it as os/arch, like linux/amd64", "failed to parse platform %s", text)
 		}
 	}
-	img, err := b.opts.Bases.Resolve(ctx, ref, want, b.job.Session.Credentials)
+	img, err := b.opts.Bases.For(b.job.Cache.Name()).Resolve(ctx, ref, want, b.job.Session.Credentials)
 	if err == nil {
 		err = b.precharge(ctx, img)
 	}

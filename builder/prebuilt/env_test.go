@@ -392,7 +392,7 @@ func newDaemon(t *testing.T, max int64) *daemon {
 func (d *daemon) restart() {
 	bases := base.NewResolver(base.Options{
 		Pause: time.Nanosecond, IsLocal: func(host string) bool { return host == ownHost },
-		Local:  func(name string) base.Repository { return d.own.repository(name) },
+		Local:  func(_, name string) base.Repository { return d.own.repository(name) },
 		Denied: func(err error) bool { return errors.Is(err, registry.ErrNotFound) },
 	})
 	tmp := d.t.TempDir()

@@ -83,14 +83,14 @@ func check(job *builder.Job) error {
 // planRegistry resolves an image of a registry.
 func (p *Pipeline) planRegistry(ctx context.Context, job *builder.Job) (*plan, error) {
 	if job.Start.Platform == builder.AllPlatforms {
-		whole, err := p.opts.Bases.ResolveWhole(ctx, job.Image, job.Session.Credentials)
+		whole, err := p.opts.Bases.For(job.Cache.Name()).ResolveWhole(ctx, job.Image, job.Session.Credentials)
 		if err != nil {
 			return nil, imageFailure(job.Image, err)
 		}
 		return p.planWhole(ctx, p.newPlan(job), whole, found{whole})
 	}
 	b := p.newPlan(job)
-	img, err := p.opts.Bases.ResolveKnown(ctx, job.Image, job.Platform, job.Session.Credentials, b.memory.known)
+	img, err := p.opts.Bases.For(job.Cache.Name()).ResolveKnown(ctx, job.Image, job.Platform, job.Session.Credentials, b.memory.known)
 	if err != nil {
 		return nil, imageFailure(job.Image, err)
 	}

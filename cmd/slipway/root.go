@@ -33,7 +33,8 @@ type environment struct {
 type program struct {
 	*environment
 	flags  globals
-	began  bool // a command's own code runs: flags and arguments were fine
+	began  bool   // a command's own code runs: flags and arguments were fine
+	caller string // what flags.token is called if it is no flag
 	logins *logins
 }
 
@@ -130,7 +131,7 @@ func (p *program) root() *cobra.Command {
 	root.AddCommand(
 		p.deploy(), p.builds(), p.envs(), p.releases(), p.promote(), p.cache(),
 		p.tokens(), p.trust(), p.users(), p.orgs(), p.apps(), p.audit(),
-		p.bench(), p.buildkitProxy(),
+		p.bench(), p.buildkitProxy(), p.mcp(),
 		p.login(), p.logout(), p.whoami(), p.doctor(), p.versionCommand(),
 	)
 	return root

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/slipwayhq/slipway/registry"
 	"github.com/slipwayhq/slipway/tokens"
@@ -34,9 +35,6 @@ type registryAccess struct {
 	owner      ownerFunc
 }
 
-// insideID stands for who is inside the daemon. No token has it.
-const insideID = "inside"
-
 // scopes says which scope an action of the registry needs.
 var scopes = map[string]string{
 	registry.ActionPull: tokens.ScopeRegistryPull, registry.ActionPush: tokens.ScopeRegistryPush,
@@ -46,7 +44,7 @@ var scopes = map[string]string{
 // Authenticate implements registry.Access.
 func (a registryAccess) Authenticate(ctx context.Context, _, secret string) (string, error) {
 	if ctx.Value(inside{}) != nil {
-		return insideID, nil
+		return secret, nil // says what for it is here
 	}
 	p, err := a.principals.Authenticate(tokens.From(ctx, registry.RemoteAddr(ctx)), secret)
 	return p.ID, refused(err)
@@ -55,7 +53,7 @@ func (a registryAccess) Authenticate(ctx context.Context, _, secret string) (str
 // Authorize implements registry.Access.
 func (a registryAccess) Authorize(ctx context.Context, id, repository string, actions ...string) error {
 	if ctx.Value(inside{}) != nil {
-		return allowInside(actions)
+		return a.allowInside(ctx, id, repository, actions)
 	}
 	p, err := a.principals.Principal(ctx, id)
 	if err != nil {
@@ -115,7 +113,7 @@ func (a registryAccess) allow(ctx context.Context, p tokens.Principal, repositor
 			app = p.App // the registry leaves out what it may not see
 		}
 		if err := decide(scopes[action], app); err != nil {
-			return fmt.Errorf("%w: %v", registry.ErrDenied, err)
+			return fmt.Errorf("%w: %s", registry.ErrDenied, strings.TrimPrefix(err.Error(), tokens.ErrDenied.Error()+": "))
 		}
 	}
 	if repository == "" {
@@ -137,8 +135,25 @@ func foreign(p tokens.Principal, repository string) error {
 	return fmt.Errorf("%w: org %q has no app %q", registry.ErrDenied, p.Org, repository)
 }
 
-func allowInside(actions []string) error {
-	if slices.ContainsFunc(actions, func(a string) bool { return a != registry.ActionPull }) {
+// allowInside lets who is inside the daemon read for the org, or write to the
+// repository, that it says it is here for.
+func (a registryAccess) allowInside(ctx context.Context, id, repository string, actions []string) error {
+	may := []string{registry.ActionPull, registry.ActionPush}
+	if id != insidePush+repository {
+		org, reads := strings.CutPrefix(id, insidePull)
+		if !reads {
+			return registry.ErrDenied
+		}
+		owner, err := a.owner(ctx, repository, nil)
+		if err != nil {
+			return err
+		}
+		if owner != "" && owner != org {
+			return registry.ErrDenied
+		}
+		may = may[:1]
+	}
+	if slices.ContainsFunc(actions, func(action string) bool { return !slices.Contains(may, action) }) {
 		return registry.ErrDenied
 	}
 	return nil

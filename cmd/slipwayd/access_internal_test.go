@@ -154,22 +154,39 @@ func TestClaim(t *testing.T) {
 	}
 }
 
+// Who is inside the daemon reads for one org, or writes to one repository.
 func TestRegistryAccessInside(t *testing.T) {
 	a, _ := newAccess()
 	ctx := context.WithValue(t.Context(), inside{}, true)
-	id, err := a.Authenticate(ctx, "inside", "inside")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Authorize(ctx, id, "bank", registry.ActionPull); err != nil {
-		t.Errorf("pull: %v", err)
-	}
-	for _, action := range []string{registry.ActionPush, registry.ActionDelete, registry.ActionCatalog} {
-		if err := a.Authorize(ctx, id, "bank", registry.ActionPull, action); !errors.Is(err, registry.ErrDenied) {
-			t.Errorf("%s: %v", action, err)
+	for _, tc := range []struct{ password, repository, want string }{
+		{insidePull + "acme", "shop", "pull"},
+		{insidePull + "acme", "nobodys", "pull"},
+		{insidePull + "acme", "bank", ""},
+		{insidePull + "evil", "bank", "pull"},
+		{insidePush + "bank", "bank", "pull push"},
+		{insidePush + "bank", "shop", ""},
+		{insidePush + "bank", "bank/deep", ""},
+		{"inside", "shop", ""},
+		{"", "shop", ""},
+	} {
+		id, err := a.Authenticate(ctx, "inside", tc.password)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if err := a.Authorize(t.Context(), id, "bank", registry.ActionPull); !errors.Is(err, registry.ErrUnauthorized) {
-		t.Errorf("from outside: %v", err)
+		var may []string
+		for _, action := range []string{registry.ActionPull, registry.ActionPush, registry.ActionDelete, registry.ActionCatalog} {
+			err := a.Authorize(ctx, id, tc.repository, action)
+			if err == nil {
+				may = append(may, action)
+			} else if !errors.Is(err, registry.ErrDenied) {
+				t.Errorf("%q %s: %v", tc.password, action, err)
+			}
+		}
+		if got := strings.Join(may, " "); got != tc.want {
+			t.Errorf("%q in %s: %q, want %q", tc.password, tc.repository, got, tc.want)
+		}
+		if err := a.Authorize(t.Context(), id, tc.repository, registry.ActionPull); !errors.Is(err, registry.ErrUnauthorized) {
+			t.Errorf("from outside: %v", err)
+		}
 	}
 }

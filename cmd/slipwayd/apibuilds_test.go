@@ -3,6 +3,7 @@ package main_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"strings"
 	"syscall"
 	"testing"
@@ -197,4 +198,35 @@ func TestBakeWithOnePlace(t *testing.T) {
 			t.Errorf("%s: %+v", name, all)
 		}
 	}
+}
+
+// The token of the call is enough for a cache in the daemon's own registry, as
+// it is for an image. It is none for others.
+func TestCacheOfBuildctlNeedsNoLogin(t *testing.T) {
+	t.Parallel()
+	d, deploys := startWithBusybox(t)
+	c := d.stock()
+	dir := dockerfile("FROM busybox", "RUN echo a > /a", "RUN echo b > /b").write(t)
+	cached := func(r *stockRun) int { return strings.Count(r.ok(t).text, "CACHED") }
+	for i, attrs := range []string{"", ",registry.insecure=true"} {
+		cache := fmt.Sprintf("type=registry,ref=%s/kit:cache%d%s", d.http, i, attrs)
+		c.build(dir, "--export-cache", cache+",mode=max", "--output", "type=image,push=true,name="+d.http+"/kit:1").ok(t)
+		c.buildctl("prune", "--all").ok(t)
+		if n := cached(c.build(dir, "--import-cache", fmt.Sprintf("type=registry,ref=%s/kit:cache%d", d.http, i))); n < 2 {
+			t.Errorf("%d steps came from the cache that %s has made", n, cache)
+		}
+		c.buildctl("prune", "--all").ok(t)
+	}
+	deploys.deploy("kit", dir, "--buildkit", "--cache-to", "type=registry,mode=max,ref="+d.http+"/kit:deployed")
+	c.buildctl("prune", "--all").ok(t)
+	if n := cached(c.build(dir, "--import-cache", "type=registry,ref="+d.http+"/kit:deployed")); n < 2 {
+		t.Errorf("%d steps came from the cache that a deploy has made", n)
+	}
+	foreign := startForeign(t, false)
+	foreign.refuse = func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("WWW-Authenticate", `Basic realm="elsewhere"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	c.build(dir, "--export-cache", "type=registry,ref="+foreign.host+"/kit:cache").refused(t, "401")
 }

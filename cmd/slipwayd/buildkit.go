@@ -24,9 +24,11 @@ import (
 // it.
 func (d *daemon) openBuildKit(context.Context) (err error) {
 	fetch, _ := d.outward()
+	within := d.inside()
 	images := &buildkit.Registries{
 		Mirrors: d.config.mirrorURLs, Insecure: d.config.insecureRegs, Direct: pushd.NewTransport(), Redirect: fetch,
-		Local: d.inside(), LocalScheme: "http", IsLocal: d.isLocal,
+		LocalScheme: "http", IsLocal: d.isLocal,
+		LocalWrite: func(repository string) http.RoundTripper { return insider{within, insidePush + repository} },
 	}
 	if d.tls != nil {
 		images.LocalScheme = "https"
@@ -36,8 +38,8 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 		Apart: []string{"/proc/self/exe", readApart},
 		Executor: executor.Options{Runner: d.runner, Network: d.config.networkMode, Log: d.log.With("part", "buildkit"),
 			Limits: sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids}},
-		Hosts: func(string) docker.RegistryHosts { return images.Hosts },
-		Log:   d.log.With("part", "buildkit"),
+		Hosts: func(org string) docker.RegistryHosts { return images.For(insider{within, insidePull + org}).Hosts }, Own: images.Own,
+		Log: d.log.With("part", "buildkit"),
 	})
 	if err != nil {
 		return err
@@ -56,6 +58,9 @@ func (d *daemon) openAPI(b *builder.Builder) {
 			return buildkit.Caller{ID: p.ID, Org: p.Org, App: p.App}
 		},
 		Allow: func(ctx context.Context, do buildkit.Action, app string) error {
+			if do == buildkit.Push {
+				return server.Push(ctx, app)
+			}
 			return server.Allow(ctx, actions[do], app)
 		},
 		Repository: func(name string) (string, bool) {
@@ -94,7 +99,7 @@ func (d *daemon) outward() (http.RoundTripper, classic.Dial) {
 type inside struct{}
 
 // inside returns a way to the daemon's own registry that leaves no process and
-// needs no token to read.
+// needs no token, for an [insider].
 func (d *daemon) inside() http.RoundTripper {
 	pipe := bufconn.Listen(1 << 20)
 	s := &http.Server{
@@ -104,19 +109,29 @@ func (d *daemon) inside() http.RoundTripper {
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = s.Serve(pipe) })
 	d.closing(func() error { err := s.Close(); serving.Wait(); return err })
-	return insider{&http.Transport{
+	return &http.Transport{
 		DialContext:  func(ctx context.Context, _, _ string) (net.Conn, error) { return pipe.DialContext(ctx) },
 		MaxIdleConns: 8, IdleConnTimeout: time.Minute,
-	}}
+	}
 }
 
+// What passwords of insiders begin with: before the org for whose builds they
+// read, and before the repository that they write to.
+const (
+	insidePull = "pull "
+	insidePush = "push "
+)
+
 // An insider's requests come with a password, since a registry does not ask who
-// sends none. It is none that would do elsewhere.
-type insider struct{ http.RoundTripper }
+// sends none. It says what they may do, and would not do elsewhere.
+type insider struct {
+	http.RoundTripper
+	password string
+}
 
 // RoundTrip implements http.RoundTripper.
 func (i insider) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
-	r.SetBasicAuth("inside", "inside")
+	r.SetBasicAuth("inside", i.password)
 	return i.RoundTripper.RoundTrip(r)
 }

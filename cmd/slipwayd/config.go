@@ -25,6 +25,7 @@ import (
 type config struct {
 	file         string
 	root         string
+	database     string
 	grpc         string
 	grpcUnix     string
 	grpcGroup    string
@@ -75,6 +76,7 @@ type config struct {
 func (c *config) register(f *pflag.FlagSet) {
 	f.StringVar(&c.file, "config", "", "TOML file with these settings, a key for each flag")
 	f.StringVar(&c.root, "root", "/var/lib/slipway", "directory for the cache, the registry and all state")
+	f.StringVar(&c.database, "database", "", "where builds, tokens and releases are recorded: a file of SQLite, or postgres://USER@HOST/NAME (default records.db in --root)")
 	f.StringVar(&c.grpc, "grpc", "127.0.0.1:7070", "address for clients")
 	f.StringVar(&c.grpcUnix, "grpc-unix", "", "socket for clients on this machine; root and the daemon's user need no token there")
 	f.StringVar(&c.grpcGroup, "grpc-unix-group", "", "group that may connect to --grpc-unix, with tokens")

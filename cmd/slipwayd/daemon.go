@@ -236,7 +236,11 @@ func ignoreClosed(f func() error) func() error {
 }
 
 func (d *daemon) openDatabase(ctx context.Context) (err error) {
-	if d.db, err = sqldb.Open(ctx, d.dir("records.db")); err != nil {
+	url := d.config.database
+	if url == "" {
+		url = d.dir("records.db")
+	}
+	if d.db, err = sqldb.Open(ctx, url); err != nil {
 		return err
 	}
 	d.closing(d.db.Close)
@@ -300,12 +304,8 @@ func (d *daemon) openFleet(ctx context.Context) (err error) {
 }
 
 func (d *daemon) openRecords(ctx context.Context) (err error) {
-	d.records, err = records.Open(ctx, d.dir("records.db"))
-	if err != nil {
-		return err
-	}
-	d.closing(d.records.Close)
-	return nil
+	d.records, err = records.New(ctx, d.db)
+	return err
 }
 
 // openPulls starts to note what environments pull.
@@ -377,12 +377,23 @@ func (d *daemon) isLocal(host string) bool {
 	return err == nil && port == own && name == "localhost"
 }
 
-func (d *daemon) localBase(name string) base.Repository {
+// localBase opens a repository of the embedded registry for builds of an org.
+func (d *daemon) localBase(org, name string) base.Repository {
 	repo, err := d.registry.Repository(name)
 	if err != nil {
 		return invalidRepository{err}
 	}
-	return repo
+	return readable{repo, func(ctx context.Context) error { return d.mayRead(ctx, org, name) }}
+}
+
+// mayRead returns an error that wraps registry.ErrNotFound if a repository
+// belongs to another org: its builds are not told that it is there.
+func (d *daemon) mayRead(ctx context.Context, org, repository string) error {
+	owner, err := d.authority.Owner(ctx, repository)
+	if err == nil && owner != "" && owner != org {
+		err = fmt.Errorf("%w: repository %s", registry.ErrNotFound, repository)
+	}
+	return err
 }
 
 // destination opens the repositories that images go to.
@@ -449,7 +460,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			d.log.Warn("collect", "err", err)
 		}
 	})
-	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "gzip", compress.GzipMaker)
+	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "database", d.db.String(), "gzip", compress.GzipMaker)
 
 	select {
 	case <-ctx.Done():

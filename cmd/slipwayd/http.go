@@ -65,6 +65,26 @@ func cutHost(name string) (host, path string, ok bool) {
 	return strings.Cut(name, "/")
 }
 
+// readable is a repository that some may not read.
+type readable struct {
+	base.Repository
+	check func(context.Context) error
+}
+
+func (r readable) Manifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error) {
+	if err := r.check(ctx); err != nil {
+		return ocispec.Descriptor{}, nil, err
+	}
+	return r.Repository.Manifest(ctx, reference)
+}
+
+func (r readable) Blob(ctx context.Context, d digest.Digest) (string, int64, error) {
+	if err := r.check(ctx); err != nil {
+		return "", 0, err
+	}
+	return r.Repository.Blob(ctx, d)
+}
+
 // invalidRepository stands for a name that no repository can have.
 type invalidRepository struct{ err error }
 

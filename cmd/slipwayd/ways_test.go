@@ -87,6 +87,9 @@ func TestWaysOfStockClients(t *testing.T) {
 		by := []string{"--addr", "tcp://" + d.grpc, "--tlscacert", cert, "--tlscert", certFile, "--tlskey", keyFile}
 		c.run("buildctl", append(by, build("type=image,push=true,name="+d.http+"/shop:1")...)...).ok(t)
 		c.run("buildctl", append(by, build("type=image,push=true,name="+d.http+"/blog:1")...)...).refused(t, `for app "shop", not "blog"`)
+		cache := "--export-cache=type=registry,mode=max,ref=" + d.http
+		c.run("buildctl", append(append(by, build("type=image,push=true,name="+d.http+"/shop:1")...), cache+"/shop:cache")...).ok(t)
+		c.run("buildctl", append(append(by, build("type=image,push=true,name="+d.http+"/shop:1")...), cache+"/blog:cache")...).refused(t, `for app "shop", not "blog"`)
 		c.run("buildctl", append(by[:4:4], build("type=local,dest="+t.TempDir())...)...).refused(t, "no token was given")
 		out := t.TempDir()
 		c.run("buildx", "create", "--name", "certificate", "--driver", "remote", "--driver-opt", "cacert="+cert+",cert="+certFile+",key="+keyFile, "tcp://"+d.grpc).ok(t)

@@ -110,7 +110,20 @@ func New(o Options) *Executor {
 // Mount points that the root file system lacks are never part of it, so
 // Meta.RemoveMountStubsRecursive has nothing to decide. Meta.CgroupParent is the
 // operator's business and ignored.
-func (e *Executor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (_ resourcestypes.Recorder, err error) {
+func (e *Executor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
+	return nil, e.start(ctx, id, root, mounts, process, started, true)
+}
+
+// An Open executor runs processes as [Executor] does whose environment has no
+// secret: it saves them a file system in memory.
+type Open struct{ *Executor }
+
+// Run implements BuildKit's executor.
+func (e Open) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
+	return nil, e.start(ctx, id, root, mounts, process, started, false)
+}
+
+func (e *Executor) start(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}, secret bool) (err error) {
 	up := sync.OnceFunc(func() {
 		if started != nil {
 			close(started)
@@ -123,20 +136,20 @@ func (e *Executor) Run(ctx context.Context, id string, root executor.Mount, moun
 	c := &container{}
 	if id != "" {
 		if c, err = e.register(id); err != nil {
-			return nil, err
+			return err
 		}
 		defer func() { e.forget(id, c, err) }()
 	}
 	defer rescue.Into(&err) // before anyone is told
-	p, err := e.process(process.Meta)
+	p, err := e.process(process.Meta, secret)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if started != nil || id != "" {
 		p.Started = func() { c.begin(p.ID); up() }
 	}
 	p.ID = newID()
-	return nil, e.run(ctx, id, p, root, mounts, process)
+	return e.run(ctx, id, p, root, mounts, process)
 }
 
 func (e *Executor) run(ctx context.Context, id string, p *sandbox.Process, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo) error {

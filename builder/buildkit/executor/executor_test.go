@@ -3,6 +3,8 @@ package executor_test
 import (
 	"context"
 	"errors"
+	"io"
+	"os"
 	"strings"
 	"testing"
 
@@ -50,6 +52,42 @@ func TestLayer(t *testing.T) {
 	}
 	if got := names(t, src); got != "f sub sub/g" {
 		t.Errorf("the source has %q", got)
+	}
+}
+
+// An environment that may have secrets is in memory alone; one that has none
+// takes nothing of it.
+func TestEnvironmentInMemory(t *testing.T) {
+	e := newExecutor(t, executor.Options{})
+	base := image(t, t.TempDir())
+	for name, tc := range map[string]struct {
+		e      bkexecutor.Executor
+		memory bool
+	}{"secret": {e, true}, "open": {executor.Open{Executor: e}, false}} {
+		t.Run(name, func(t *testing.T) {
+			in, feed := io.Pipe()
+			looked := false
+			out := &sink{on: func(string) {
+				looked = true
+				feed.Close()
+				mounts, err := os.ReadFile("/proc/self/mountinfo")
+				if err != nil {
+					t.Error(err)
+				}
+				memory := false
+				for line := range strings.Lines(string(mounts)) {
+					memory = memory || strings.Contains(line, shared.root) && strings.Contains(line, " - ramfs ")
+				}
+				if memory != tc.memory {
+					t.Errorf("a file system in memory: %t, want %t", memory, tc.memory)
+				}
+			}}
+			p := script("echo $WORD; read line; true")
+			p.Meta.Env, p.Stdout, p.Stdin = []string{"WORD=said"}, out, in
+			if _, err := tc.e.Run(t.Context(), "", root(over(t, base)), nil, p, nil); err != nil || out.String() != "said\n" || !looked {
+				t.Errorf("%v, output %q", err, out.String())
+			}
+		})
 	}
 }
 

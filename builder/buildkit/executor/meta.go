@@ -24,17 +24,21 @@ func refusal(what, remedy string) error { return fmt.Errorf("%s %w: %s", what, E
 // defaultHostname is what stock BuildKit calls every container.
 const defaultHostname = "buildkitsandbox"
 
-// process returns what meta says of a process.
-func (e *Executor) process(meta executor.Meta) (*sandbox.Process, error) {
+// process returns what meta says of a process. BuildKit does not say which
+// variables are secrets: all of them, if one may be.
+func (e *Executor) process(meta executor.Meta, secret bool) (*sandbox.Process, error) {
 	if err := refuse(meta); err != nil {
 		return nil, err
 	}
 	p := &sandbox.Process{
 		Args: meta.Args, Dir: meta.Cwd, User: meta.User, Hostname: meta.Hostname,
-		// BuildKit does not say which variables are secrets.
-		SecretEnv:    meta.Env,
 		Volatile:     !e.opts.Flush,
 		ReadOnlyRoot: meta.ReadonlyRootFS,
+	}
+	if secret {
+		p.SecretEnv = meta.Env
+	} else {
+		p.Env = meta.Env
 	}
 	if p.Hostname == "" {
 		p.Hostname = defaultHostname
