@@ -138,7 +138,7 @@ func tokenError(err error) error {
 	case errors.Is(err, tokens.ErrInUse):
 		return failure.Userf(failure.InvalidArgument, "revoke it first; only expired and revoked tokens can be deleted", "%v", err)
 	case errors.Is(err, tokens.ErrNotFound):
-		return failure.Userf(failure.NotFound, "the commands list show what there is", "%v", err)
+		return failure.Userf(failure.NotFound, "the list command shows what there is", "%v", err)
 	case errors.Is(err, tokens.ErrExists):
 		return failure.Userf(failure.InvalidArgument, "choose another name", "%v", err)
 	case errors.Is(err, tokens.ErrUnauthorized), errors.Is(err, tokens.ErrExpired):

@@ -147,7 +147,7 @@ func (a *Authority) Authenticate(ctx context.Context, value string) (Principal, 
 
 func (a *Authority) authenticate(ctx context.Context, value string) (Principal, Token, error) {
 	if _, err := Check(value); err != nil {
-		return Principal{}, Token{}, fmt.Errorf("%w: %w", ErrUnauthorized, err)
+		return Principal{}, Token{}, &rejection{err.Error(), err}
 	}
 	return admit(a.store.TokenByHash(ctx, Hash(value)))
 }
@@ -170,9 +170,9 @@ func admit(t Token, role string, err error) (Principal, Token, error) {
 	now := time.Now()
 	switch t.Status(now) {
 	case StatusRevoked:
-		return Principal{}, t, fmt.Errorf("%w: %w %s ago by %s", ErrUnauthorized, ErrRevoked, ago(now.Sub(t.Revoked)), t.RevokedBy)
+		return Principal{}, t, &rejection{fmt.Sprintf("%v %s by %s", ErrRevoked, ago(now.Sub(t.Revoked)), t.RevokedBy), ErrRevoked}
 	case StatusExpired:
-		return Principal{}, t, fmt.Errorf("%w %s ago", ErrExpired, ago(now.Sub(t.Expires)))
+		return Principal{}, t, fmt.Errorf("%w %s", ErrExpired, ago(now.Sub(t.Expires)))
 	}
 	return t.Principal(role), t, nil
 }
@@ -189,7 +189,17 @@ func (a *Authority) refused(ctx context.Context, t Token, err error) error {
 	return err
 }
 
-// ago says a duration in its largest unit.
+// A rejection is an ErrUnauthorized with a text of its own and a cause that
+// callers may look for.
+type rejection struct {
+	text  string
+	cause error
+}
+
+func (r *rejection) Error() string   { return r.text }
+func (r *rejection) Unwrap() []error { return []error{ErrUnauthorized, r.cause} }
+
+// ago says how long something is past, in the largest unit.
 func ago(d time.Duration) string {
 	for _, u := range []struct {
 		size time.Duration
@@ -197,12 +207,12 @@ func ago(d time.Duration) string {
 	}{{24 * time.Hour, "day"}, {time.Hour, "hour"}, {time.Minute, "minute"}} {
 		switch n := int64(d / u.size); {
 		case n == 1:
-			return "1 " + u.name
+			return "1 " + u.name + " ago"
 		case n > 1:
-			return fmt.Sprintf("%d %ss", n, u.name)
+			return fmt.Sprintf("%d %ss ago", n, u.name)
 		}
 	}
-	return "moments"
+	return "just now"
 }
 
 type addrKey struct{}

@@ -534,7 +534,7 @@ func TestAudit(t *testing.T) {
 		"ci build:write app shop 192.0.2.7 true 3",
 		"ci cache:write  192.0.2.7 false 1 permission denied: this deploy token lacks the scope cache:write",
 		"ana token.revoke token " + p.ID + " 192.0.2.7 true 1",
-		"login  192.0.2.7 false 1 token not recognized: token revoked",
+		"login  192.0.2.7 false 1 token revoked just now by ana",
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("no %q in\n%s", want, all)
