@@ -100,7 +100,7 @@ func (x *Commands) unpack(ctx context.Context, cache *layercache.Cache, cmd buil
 		return nil, nil, err
 	}
 	nobody := func(context.Context, string) (authn.AuthConfig, error) { return authn.AuthConfig{}, nil }
-	img, err := x.opts.Bases.Resolve(ctx, cmd.Image, platform, nobody)
+	img, err := x.opts.Bases.For(cmd.Org).Resolve(ctx, cmd.Image, platform, nobody)
 	if err != nil {
 		return nil, nil, err
 	}
