@@ -230,6 +230,11 @@ func TestDerive(t *testing.T) {
 	}
 	local, err := tokens.Local(0, 0)
 	check(t, err)
+	for _, typ := range []string{"king", "Deploy", "\x00"} {
+		if got, _, err := o.Derive(t.Context(), deploy, tokens.Request{Type: typ}); !errors.Is(err, tokens.ErrInvalid) {
+			t.Errorf("type %q: %+v, %v", typ, got, err)
+		}
+	}
 	if _, _, err := o.Derive(t.Context(), local, tokens.Request{}); !errors.Is(err, tokens.ErrInvalid) {
 		t.Errorf("derived from a user of the machine: %v", err)
 	}

@@ -90,6 +90,9 @@ func (a *Authority) Derive(ctx context.Context, by Principal, r Request) (Token,
 		r.Type, r.Session = by.Type, r.Session || by.Session
 	}
 	same := r.Type == by.Type
+	if !same && !slices.Contains(creatable, r.Type) {
+		return Token{}, "", invalid("use one of "+strings.Join(creatable, ", "), "%q is no type of token that can be derived", clip(r.Type))
+	}
 	if r.App == "" {
 		r.App = by.App
 	}

@@ -77,7 +77,7 @@ func (p *program) connection() (*connection, error) {
 // token returns the token to use and where it comes from.
 func (p *program) token(saved string) (token, from string) {
 	if p.flags.token != "" {
-		return p.flags.token, "--access-token"
+		return p.flags.token, cmp.Or(p.caller, "--access-token")
 	}
 	for _, name := range tokenVariables {
 		if v := p.getenv(name); v != "" {

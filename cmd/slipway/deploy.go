@@ -51,6 +51,7 @@ type deployment struct {
 	p     *program
 	flags *deployFlags
 	dir   string
+	keys  authn.Keychain // of registries; nil means the user's
 
 	warnSize int64
 	secrets  secrets
@@ -101,7 +102,10 @@ func (d *deployment) deploy(ctx context.Context) (*slipwayv1.Result, error) {
 	}
 	defer c.Close()
 	home, homeConn := c, conn
-	ask := &answers{secrets: d.secrets, keychain: authn.DefaultKeychain, warn: d.warn}
+	if d.keys == nil {
+		d.keys = authn.DefaultKeychain
+	}
+	ask := &answers{secrets: d.secrets, keychain: d.keys, warn: d.warn}
 	if d.flags.localOnly {
 		mine, daemon, err := d.local(ctx, c, conn, ask)
 		if err != nil {

@@ -44,6 +44,7 @@ type config struct {
 	buildCPUs    float64
 	buildPids    int64
 	buildTimeout time.Duration
+	keepFailed   time.Duration
 	drainTimeout time.Duration
 	clientGrace  time.Duration
 	runc         string
@@ -95,6 +96,7 @@ func (c *config) register(f *pflag.FlagSet) {
 	f.Float64Var(&c.buildCPUs, "build-cpus", 0, "CPUs of a RUN step (default no limit)")
 	f.Int64Var(&c.buildPids, "build-pids", 32768, "processes of a RUN step; 0 for no limit")
 	f.DurationVar(&c.buildTimeout, "build-timeout", time.Hour, "longest time of one build; 0 for no limit")
+	f.DurationVar(&c.keepFailed, "keep-failed", 15*time.Minute, "how long what a failed RUN step leaves is kept for slipway builds shell; 0 keeps nothing")
 	f.DurationVar(&c.drainTimeout, "drain-timeout", 10*time.Minute, "how long SIGTERM lets running builds go on")
 	f.DurationVar(&c.clientGrace, "client-grace", time.Minute, "how long a build goes on when its client is gone and may come back; 0 cancels it at once")
 	f.StringVar(&c.runc, "runc", "runc", "runc binary")
@@ -204,6 +206,9 @@ func (c *config) check() error {
 	}
 	if c.clientGrace < 0 {
 		return fmt.Errorf("--client-grace: %v is no length of time", c.clientGrace)
+	}
+	if c.keepFailed < 0 {
+		return fmt.Errorf("--keep-failed: %v is no length of time", c.keepFailed)
 	}
 	for _, s := range c.allowEgress {
 		p, err := netip.ParsePrefix(s)

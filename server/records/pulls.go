@@ -81,11 +81,18 @@ func (s *Store) Pulls(ctx context.Context, q PullQuery) ([]Pull, error) {
 // LastPulls returns the last pull of each app from an environment, or of one
 // app, by app.
 func (s *Store) LastPulls(ctx context.Context, org, env, app string) ([]Pull, error) {
-	return sqldb.Collect(s.db.Query(ctx, `select `+pullColumns+` from (
-			select p.*, row_number() over (partition by app order by last_seen desc, id desc) as place from pulls p
-			where org = $1 and env = $2 and ($3 = '' or app = $3)) ranked
-		where place = 1 order by app`, org, env, app), scanPull)
+	return sqldb.Collect(s.db.Query(ctx, lastPulls, org, env, app), scanPull)
 }
+
+// lastPulls leaps in the index from app to app, and in each to its last pull:
+// pulls are many, apps are few.
+const lastPulls = `with recursive apps(app) as (
+		select coalesce(nullif($3, ''), (select min(app) from pulls where org = $1 and env = $2))
+		union all
+		select (select min(p.app) from pulls p where p.org = $1 and p.env = $2 and p.app > apps.app) from apps where $3 = '' and apps.app is not null)
+	select ` + pullColumns + ` from pulls where id in (
+		select (select p.id from pulls p where p.org = $1 and p.env = $2 and p.app = apps.app order by p.last_seen desc, p.id desc limit 1) from apps)
+	order by app`
 
 // PulledSince returns since when an environment has pulled no other image of
 // an app than this one; zero if it never pulled it.
