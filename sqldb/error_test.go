@@ -134,6 +134,30 @@ func TestOpenOnFullDisk(t *testing.T) {
 	wantFault(t, err, sqldb.ErrFull, file)
 }
 
+// The files that SQLite has beside the database need room as well.
+func TestOpenAgainOnFullDisk(t *testing.T) {
+	dir := small(t)
+	file := filepath.Join(dir, "test.db")
+	db, err := sqldb.Open(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec(t, db, `create table n (n bigint)`)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.Copy(f, zeros{}); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	_, err = sqldb.Open(t.Context(), file)
+	wantFault(t, err, sqldb.ErrFull, file)
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
@@ -326,6 +350,7 @@ func TestPasswords(t *testing.T) {
 		"postgres://ann:#s3cret@localhost/x",
 		"postgres://ann:s3cret@localhost/x?sslmode=s3cret",
 		"postgres://ann@localhost/x?password=s3cret&sslmode=nonsense",
+		"postgres://ann:s3cret@localhost/x?connect_timeout=s3cret",
 		"postgres://ann:s3cret@localhost/x?sslrootcert=/missing&sslmode=verify-full",
 	} {
 		_, err := sqldb.Open(t.Context(), url)

@@ -22,7 +22,7 @@ func TestMigrate(t *testing.T) {
 		all := files(map[string]string{
 			"0001_n.sql":          "create table n (n bigint, dialect text);",
 			"0002_n.sqlite.sql":   "insert into n values (2, 'sqlite');",
-			"0002_n.postgres.sql": "insert into n values (2, 'postgres');",
+			"0002_n.postgres.sql": "select pg_sleep(0.1);\ninsert into n values (2, 'postgres');",
 			"0003_n.postgres.sql": "insert into n values (3, 'postgres');",
 			"0004_n.sql":          "insert into n values (4, '');",
 		})

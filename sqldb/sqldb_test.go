@@ -196,6 +196,59 @@ func TestConcurrentUpdates(t *testing.T) {
 	})
 }
 
+// With SQLite a transaction may also read first: what it read stays true.
+func TestUpdateReadsFirst(t *testing.T) {
+	file := sqldbtest.File(t)
+	db, other := open(t, file), open(t, file)
+	exec(t, db, `create table n (n bigint)`)
+	exec(t, db, `insert into n values (0)`)
+	count := func(db *sqldb.DB, between func()) error {
+		return db.Update(t.Context(), func(tx *sqldb.Tx) error {
+			var n int
+			if err := tx.QueryRow(t.Context(), `select n from n`).Scan(&n); err != nil {
+				return err
+			}
+			between()
+			_, err := tx.Exec(t.Context(), `update n set n = $1`, n+1)
+			return err
+		})
+	}
+	done := make(chan error, 1)
+	err := count(db, func() {
+		go func() { done <- count(other, func() {}) }()
+		select {
+		case err := <-done:
+			t.Errorf("another one did not wait: %v", err)
+			done <- err
+		case <-time.After(50 * time.Millisecond):
+		}
+	})
+	if err := errors.Join(err, <-done); err != nil {
+		t.Error(err)
+	}
+	if n := number(t, db, `select n from n`); n != 2 {
+		t.Errorf("counted %d, want 2", n)
+	}
+}
+
+// What SQLite acknowledges is on the disk, and refers to what is there.
+func TestPragmas(t *testing.T) {
+	db := open(t, sqldbtest.File(t))
+	for pragma, want := range map[string]string{"synchronous": "2", "journal_mode": "wal", "foreign_keys": "1"} {
+		err := db.Update(t.Context(), func(tx *sqldb.Tx) error {
+			var got string
+			err := tx.QueryRow(t.Context(), `pragma `+pragma).Scan(&got)
+			if got != want {
+				t.Errorf("%s is %s, want %s", pragma, got, want)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Two transactions that wait for each other: PostgreSQL ends one, which is
 // tried again.
 func TestDeadlock(t *testing.T) {
