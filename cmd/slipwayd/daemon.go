@@ -58,6 +58,7 @@ type daemon struct {
 	records  *records.Store
 	runner   *sandbox.Runner
 	keeper   *shell.Keeper
+	commands *shell.Commands
 	git      *gitfetch.Fetcher
 	buildkit *buildkit.Engine
 	api      *buildkit.API
@@ -356,9 +357,10 @@ func (d *daemon) openServer(ctx context.Context) error {
 		},
 		MaxSize: d.config.maxRootFSBytes, Timeout: d.config.buildTimeout, Observe: d.counts, History: server.History(d.records), Log: d.log,
 	})
+	d.openCommands(bases, unpacker)
 	d.server = server.New(server.Options{
 		Version: version, Auth: d.auth, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
-		Shells: d.keeper, Commands: d.commands(bases, unpacker),
+		Shells: d.keeper, Commands: d.commands,
 		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
@@ -478,6 +480,7 @@ func (d *daemon) drain(g *grpc.Server, stopWork context.CancelFunc, workers *syn
 	defer hard.Stop()
 	d.api.Drain()
 	workers.Wait()
+	d.commands.Close()
 	d.keeper.Close(context.Background())
 	ended := make(chan struct{})
 	go func() { g.GracefulStop(); close(ended) }()
