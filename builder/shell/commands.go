@@ -39,6 +39,9 @@ type CommandsOptions struct {
 type Commands struct {
 	opts  CommandsOptions
 	seats chan struct{} // one for each command
+
+	stopped context.Context
+	stop    context.CancelCauseFunc
 }
 
 // NewCommands returns Commands.
@@ -46,8 +49,13 @@ func NewCommands(o CommandsOptions) *Commands {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Commands{o, make(chan struct{}, cmp.Or(o.Most, 32))}
+	x := &Commands{opts: o, seats: make(chan struct{}, cmp.Or(o.Most, 32))}
+	x.stopped, x.stop = context.WithCancelCause(context.Background())
+	return x
 }
+
+// Close ends the commands that run, and all that come.
+func (x *Commands) Close() { x.stop(errClosed) }
 
 // Exec runs a command with the environment, the user and the working directory
 // of the image's config, and returns its exit code. Nothing of it is kept but
@@ -63,6 +71,9 @@ func (x *Commands) Exec(ctx context.Context, cmd builder.Command, c builder.Cons
 		return 0, err
 	}
 	defer leave()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer context.AfterFunc(x.stopped, func() { end(context.Cause(x.stopped)) })()
 	code, err := x.exec(ctx, cmd, c)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause

@@ -91,7 +91,7 @@ type stepID struct{ org, build string }
 // errClosed ends shells when the daemon stops.
 var errClosed = &failure.Error{
 	Code: failure.DaemonStopped, Phase: failure.Build, Blame: failure.Builder, Retryable: true,
-	Message: "the daemon is stopping", Hint: "what failed steps leave is not kept across that: deploy again",
+	Message: "the daemon is stopping", Hint: "try again in a moment; what failed steps have left is not kept across that",
 }
 
 // NewKeeper returns a Keeper. The caller closes it before the cache and the

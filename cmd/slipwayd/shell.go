@@ -20,9 +20,9 @@ func (d *daemon) openKeeper(context.Context) error {
 	return nil
 }
 
-// commands runs what people ask for in images.
-func (d *daemon) commands(bases *base.Resolver, unpacker *layer.Unpacker) *shell.Commands {
-	return shell.NewCommands(shell.CommandsOptions{
+// openCommands makes what runs people's commands in images.
+func (d *daemon) openCommands(bases *base.Resolver, unpacker *layer.Unpacker) {
+	d.commands = shell.NewCommands(shell.CommandsOptions{
 		Runner: d.runner, Cache: d.cache, Bases: bases, Unpacker: unpacker, Network: d.config.networkMode, Limits: d.stepLimits(),
 		MaxSize: d.config.maxRootFSBytes, Log: d.log.With("part", "shell"),
 	})

@@ -348,6 +348,31 @@ func TestKilledDaemonWithAShell(t *testing.T) {
 	}
 }
 
+// A daemon that stops ends what is open, and says so.
+func TestStoppedDaemonWithAShell(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	id := c.fails("shop", dockerfile("FROM busybox", "RUN false").write(t))
+	c.deploy("shop", dockerfile("FROM busybox", "RUN true").write(t))
+	in, keys := keyboard(t)
+	inside := c.startWith(in, "builds", "shell", id)
+	fmt.Fprintln(keys, "echo ready; sleep 1000")
+	inside.untilPrinted("ready")
+	running := c.start("exec", "-a", "shop", "--", "sh", "-c", "echo ready; sleep 1000")
+	running.untilPrinted("ready")
+	began := time.Now()
+	d.signal(syscall.SIGTERM)
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("it took the daemon %v to stop", took)
+	}
+	for _, r := range []*call{inside, running} {
+		if code := r.wait(20 * time.Second); code != exitUnavailable || !strings.Contains(r.stderr.String(), "daemon_stopped") {
+			t.Errorf("exit code %d\n%s", code, r.text())
+		}
+	}
+	d.checkNothingLeft()
+}
+
 // A terminal is one: it has a size, which follows the user's, echoes, and passes
 // keys on.
 func TestShellOnATerminal(t *testing.T) {
