@@ -277,14 +277,15 @@ test("pictures", { skip: process.env.SCREENSHOTS ? false : "SCREENSHOTS names no
   await create(admin, { type: "deploy", name: "ci", app: "shop" });
   await create(admin, { type: "registry", name: "cluster" });
   for (const [look, options] of [
-    ["light", { viewport: { width: 1120, height: 720 } }],
-    ["dark", { viewport: { width: 1120, height: 720 }, colorScheme: "dark" }],
+    ["light", { viewport: { width: 1180, height: 720 } }],
+    ["dark", { viewport: { width: 1180, height: 720 }, colorScheme: "dark" }],
     ["phone", { viewport: { width: 360, height: 720 } }],
   ]) {
     const page = await signedIn(t, daemon.token, options);
     await page.goto("/builds?app=shop");
     const build = await page.locator("td[data-label=Build] a").first().getAttribute("href");
-    for (const [name, where] of [["builds", "/builds"], ["build", build], ["tokens", "/tokens"], ["new-token", "/tokens/new"]]) {
+    const all = { builds: "/builds", build, tokens: "/tokens", "new-token": "/tokens/new" };
+    for (const [name, where] of Object.entries(all)) {
       await page.goto(where);
       await page.screenshot({ path: path.join(dir, `${name}-${look}.png`) });
     }
