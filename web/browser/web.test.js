@@ -181,7 +181,7 @@ test("a log moves while the build runs, and goes on after a lost connection", as
 
 test("lines that come live are each there once", async (t) => {
   const page = await signedIn(t);
-  const deployed = daemon.slipway(["deploy", "-a", "live", daemon.app("live", lines(40, 0.1))]);
+  const deployed = daemon.slipway(["deploy", "-a", "live", daemon.app("live", lines(60, 0.1))]);
   await page.getByText("Running").first().waitFor();
   await page.locator("td[data-label=Build] a").first().click();
   const log = page.locator(".step pre").filter({ hasText: "line 1 of" });
@@ -209,10 +209,11 @@ test("a build is cancelled", async (t) => {
 
 test("the end of a session leads from a live page to the sign-in page", async (t) => {
   const page = await signedIn(t);
-  const deployed = daemon.slipway(["deploy", "-a", "watched", daemon.app("watched", lines(60, 0.1))]);
+  const deployed = daemon.slipway(["deploy", "-a", "watched", daemon.app("watched", lines(600, 0.1))], { fails: true });
   await page.getByText("Running").first().waitFor();
   await page.locator("td[data-label=Build] a").first().click();
   await page.getByText("line 2 of").first().waitFor();
+  const id = new URL(page.url()).pathname.split("/").at(-1);
   const sessions = await signedIn(t);
   await sessions.goto("/tokens?sessions=1");
   const mine = sessions.locator("tbody tr").filter({ hasText: "browser" }).filter({ hasText: "Active" }).filter({ hasNotText: "this one" });
@@ -220,6 +221,7 @@ test("the end of a session leads from a live page to the sign-in page", async (t
   await sessions.getByRole("button", { name: "Revoke token" }).click();
   await page.getByText("Your session has ended").waitFor({ timeout: 5000 });
   assert.match(page.url(), /\/signin\?next=%2Fbuilds%2F/);
+  await daemon.slipway(["builds", "cancel", id]);
   await deployed;
 });
 
@@ -277,14 +279,15 @@ test("pictures", { skip: process.env.SCREENSHOTS ? false : "SCREENSHOTS names no
   await create(admin, { type: "deploy", name: "ci", app: "shop" });
   await create(admin, { type: "registry", name: "cluster" });
   for (const [look, options] of [
-    ["light", { viewport: { width: 1120, height: 720 } }],
-    ["dark", { viewport: { width: 1120, height: 720 }, colorScheme: "dark" }],
+    ["light", { viewport: { width: 1180, height: 720 } }],
+    ["dark", { viewport: { width: 1180, height: 720 }, colorScheme: "dark" }],
     ["phone", { viewport: { width: 360, height: 720 } }],
   ]) {
     const page = await signedIn(t, daemon.token, options);
     await page.goto("/builds?app=shop");
     const build = await page.locator("td[data-label=Build] a").first().getAttribute("href");
-    for (const [name, where] of [["builds", "/builds"], ["build", build], ["tokens", "/tokens"], ["new-token", "/tokens/new"]]) {
+    const all = { builds: "/builds", build, tokens: "/tokens", "new-token": "/tokens/new" };
+    for (const [name, where] of Object.entries(all)) {
       await page.goto(where);
       await page.screenshot({ path: path.join(dir, `${name}-${look}.png`) });
     }
