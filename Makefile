@@ -44,8 +44,11 @@ demo: deps build ## deploy examples/hello to a daemon of its own
 	$(SUDO) scripts/demo.sh
 
 # What the tests make their input with, and the clients that they drive.
-TOOLS   := python3:python3 bzip2:bzip2 xz:xz-utils mkfs.ext4:e2fsprogs
+TOOLS   := python3:python3 bzip2:bzip2 xz:xz-utils mkfs.ext4:e2fsprogs postgres:postgresql
 CLIENTS := skopeo:skopeo ctr:containerd dockerd:docker.io
+
+# What the tests of the pages run in; playwright-core comes with npm.
+BROWSER := chromium:chromium node:nodejs npm:npm
 
 # Go cannot see what the tests of cmd/slipwayd build, so no result is kept.
 .PHONY: test
@@ -127,6 +130,15 @@ isal: deps
 .PHONY: generate
 generate: ## code from proto/
 	$(BUF) generate
+
+.PHONY: browser-test
+browser-test: PROGRAMS := $(BROWSER)
+browser-test: deps ## the pages in Chromium; SCREENSHOTS=docs/web draws those of the documentation anew
+	SCREENSHOTS=$(if $(SCREENSHOTS),$(abspath $(SCREENSHOTS))) scripts/browser-test.sh
+
+.PHONY: web-assets
+web-assets: ## fetch the scripts that the pages embed
+	scripts/web-assets.sh
 
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZ (20s)

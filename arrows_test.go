@@ -49,6 +49,7 @@ var arrows = map[string][]string{
 	"builder/layer":    {"builder/failure", "builder/rootfs", "layercache", "limits", "pushd"},
 	"builder/base":     {"builder/failure", "builder/layer", "layercache", "limits"},
 	"builder/classic":  {"builder", "buildctx", "layercache", "limits", "proto"},
+	"builder/shell":    {"builder", "layercache", "limits"},
 	"builder/buildkit": {"builder", "buildctx", "layercache", "limits", "proto", "pushd"},
 	"builder/prebuilt": {"builder", "buildctx", "layercache", "limits", "proto", "pushd"},
 
@@ -57,8 +58,8 @@ var arrows = map[string][]string{
 
 	"builder/buildkit/executor": {"builder/sandbox"},
 
-	"server":         {"builder", "fleet", "layercache", "tokens", "proto", "buildctx", "limits", "sshagent"},
-	"server/records": {},
+	"server":         {"builder", "fleet", "layercache", "sqldb", "tokens", "proto", "buildctx", "limits", "sshagent"},
+	"server/records": {"sqldb"},
 
 	"web": {"proto"},
 
@@ -102,8 +103,8 @@ func TestArrows(t *testing.T) {
 func TestServerHasNoPipeline(t *testing.T) {
 	all := packages(t)
 	for dir, forbidden := range map[string][]string{
-		"server":  {"builder/classic", "builder/buildkit", "builder/prebuilt", "builder/sandbox", "builder/layer", "builder/rootfs", "builder/base"},
-		"builder": {"builder/classic", "builder/buildkit", "builder/prebuilt", "builder/sandbox", "server", "cmd"},
+		"server":  {"builder/classic", "builder/buildkit", "builder/prebuilt", "builder/sandbox", "builder/shell", "builder/layer", "builder/rootfs", "builder/base"},
+		"builder": {"builder/classic", "builder/buildkit", "builder/prebuilt", "builder/sandbox", "builder/shell", "server", "cmd"},
 	} {
 		for _, file := range all[dir] {
 			for _, spec := range file.Imports {

@@ -93,8 +93,8 @@ func (s *Store) clean(ctx context.Context) error {
 }
 
 // measure finds out how much the cache has on the disk: each blob once,
-// the committed snapshots, the cache mounts, and what lodgers keep in snapshots
-// that are not committed. Those of builds under way are not counted.
+// the committed snapshots, the cache mounts, spares, and what lodgers keep in
+// snapshots that are not committed. Those of builds under way are not counted.
 func (s *Store) measure(ctx context.Context) error {
 	s.sweep.RLock()
 	defer s.sweep.RUnlock()
@@ -136,7 +136,7 @@ func (s *Store) measure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	total += inMounts + loose
+	total += inMounts + loose + s.spares.bytes()
 	// What was added meanwhile may be counted twice; the next time it is not.
 	s.used.bytes.Add(total - before)
 	s.used.measured.Store(true)

@@ -101,8 +101,8 @@ func diskSpace(path string) (size, free int64, err error) {
 	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
 }
 
-// makeRoom collects what nobody refers to, then evicts until the pressure is
-// gone. Sizes of records are estimates, for blobs may be shared, so it looks
+// makeRoom drops spares, collects what nobody refers to, then evicts until the
+// pressure is gone. Sizes of records are estimates, for blobs may be shared, so it looks
 // again after each round.
 func (s *Store) makeRoom(ctx context.Context) error {
 	s.evicting.Lock()
@@ -112,6 +112,9 @@ func (s *Store) makeRoom(ctx context.Context) error {
 		return nil // somebody was faster
 	}
 	goal := s.used.bytes.Load() - p.bytes
+	if _, err := s.dropSpares(ctx, "", p.bytes, anyItem, p.reason); err != nil {
+		return err
+	}
 	if err := s.Collect(ctx); err != nil {
 		return err
 	}
@@ -132,6 +135,8 @@ func (s *Store) makeRoom(ctx context.Context) error {
 	s.used.futile.Store(time.Now().Add(tryAgain).UnixNano())
 	return nil
 }
+
+func anyItem(*item) bool { return true }
 
 // notExplaining keeps the steps of last builds, and their trails: they are
 // small, and tell why the next build misses.

@@ -160,6 +160,7 @@ const (
 	mountKind    kind = 'm'
 	trailKind    kind = 't'
 	lodgedKind   kind = 'b' // of a Lodger; in no bucket
+	spareKind    kind = 'f' // likewise
 )
 
 func (k kind) bucket() []byte {

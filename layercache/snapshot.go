@@ -25,6 +25,7 @@ type Snapshot struct {
 	parent string
 	lowers []string
 	upper  string
+	handed bool // somebody else has it
 }
 
 // snapshotRecord is what is stored of a committed snapshot. Its key in the
@@ -179,12 +180,32 @@ func (s *Snapshot) commit(ctx context.Context, name string) error {
 // Discard gives the snapshot up and frees its space. Nothing may be mounted
 // on it any more.
 func (s *Snapshot) Discard(context.Context) error {
+	if s.handed {
+		return nil
+	}
 	s.lease.drop(s.c.snapshotResource(s.key))
 	// What the databases know of it goes with the next collection.
 	if err := os.RemoveAll(filepath.Dir(s.upper)); err != nil {
 		return fmt.Errorf("discard snapshot: %w", err)
 	}
 	return nil
+}
+
+// Hand gives the snapshot to another lease, and returns it as that has it: the
+// one it was can be discarded, and nothing happens. Nothing may be mounted on it.
+// The error is [ErrNotFound] if what it stands on is gone.
+func (s *Snapshot) Hand(ctx context.Context, l *Lease) (*Snapshot, error) {
+	s.c.s.sweep.RLock()
+	l.hold(s.c.snapshotResource(s.key))
+	s.c.s.sweep.RUnlock()
+	if s.parent != "" {
+		if _, err := s.c.View(l.Context(ctx), s.parent); err != nil {
+			return nil, fmt.Errorf("hand snapshot over: %w", err)
+		}
+	}
+	to := *s
+	to.lease, s.handed = l, true
+	return &to, nil
 }
 
 // SnapshotExists reports whether a committed snapshot is there with all that

@@ -65,6 +65,7 @@ type Store struct {
 	used    gauge
 	mounts  mountUses
 	lodgers lodgers
+	spares  spares
 
 	behind     background   // finds out sizes of cache mounts
 	relieving  background   // evicts for relieveSoon

@@ -29,8 +29,9 @@ type AppUsage struct {
 }
 
 // KindUsage is a part of the bytes, by what they are: "layer", "snapshot",
-// "context", "ledger", "mount", or "buildkit" for what a [Lodger] keeps. A blob
-// that is in a layer as well counts as that.
+// "context", "ledger", "mount", "buildkit" for what a [Lodger]
+// keeps, or "failed step" for a [Spare]. A blob that is in a layer as well counts
+// as that.
 type KindUsage struct {
 	Kind  string
 	Bytes int64
@@ -57,6 +58,9 @@ func (s *Store) Usage(ctx context.Context, org, app string) (Usage, error) {
 	}
 	if _, u.DiskFree, err = diskSpace(s.opts.Root); err != nil {
 		return Usage{}, fmt.Errorf("cache usage: %w", err)
+	}
+	for _, x := range s.spares.of(org) {
+		items = append(items, x.item())
 	}
 	sum := newSums()
 	for _, it := range items {
@@ -105,7 +109,7 @@ type sums struct {
 
 func newSums() *sums {
 	return &sums{
-		kinds: []KindUsage{{Kind: "layer"}, {Kind: "snapshot"}, {Kind: "context"}, {Kind: "ledger"}, {Kind: "mount"}, {Kind: "buildkit"}},
+		kinds: []KindUsage{{Kind: "layer"}, {Kind: "snapshot"}, {Kind: "context"}, {Kind: "ledger"}, {Kind: "mount"}, {Kind: "buildkit"}, {Kind: "failed step"}},
 		byApp: make(map[string]*AppUsage),
 	}
 }
@@ -133,6 +137,9 @@ func (s *sums) add(it *item, app string) {
 	case lodgedKind:
 		s.kinds[5].Bytes += it.bytes
 		s.kinds[5].Count++
+	case spareKind:
+		s.kinds[6].Bytes += it.bytes
+		s.kinds[6].Count++
 	}
 	for _, name := range it.apps {
 		if app != "" && name != app {
@@ -215,6 +222,9 @@ func (s *Store) prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 			return Pruned{}, err
 		}
 		ch.need = -opts.KeepBytes
+		for _, x := range s.spares.of(opts.Org) {
+			items = append(items, x.item())
+		}
 		for _, it := range items {
 			if opts.of(it) {
 				ch.need += it.bytes
@@ -222,7 +232,18 @@ func (s *Store) prune(ctx context.Context, opts PruneOptions) (Pruned, error) {
 		}
 		ch.need = max(ch.need, 0)
 	}
+	spare, err := s.dropSpares(ctx, opts.Org, ch.need, ch.allowed, ch.reason)
+	if err != nil {
+		return spare, err
+	}
+	if ch.need >= 0 {
+		ch.need = max(0, ch.need-spare.Bytes)
+	}
+	if spare.Records > 0 {
+		guests = s.askLodgers(ctx, opts.Org) // of whose records they may have held some
+	}
 	p, err := s.evict(ctx, opts.Org, guests, ch)
+	p.Records += spare.Records
 	p.Bytes = max(before-s.used.bytes.Load(), 0)
 	return p, err
 }

@@ -4,6 +4,9 @@
 # programs are named as arguments: PROGRAM:PACKAGE[,PACKAGE...].
 set -euo pipefail
 PATH="$PATH:/usr/sbin:/sbin"
+for dir in /usr/lib/postgresql/*/bin; do
+	PATH="$PATH:$dir"
+done
 
 packages=()
 need() { command -v "$1" >/dev/null || packages+=("${@:2}"); }
@@ -35,4 +38,12 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "deps: installing ${packages[*]} with apt-get"
 "${root[@]}" apt-get update -qq
+# Debian starts a server when it installs PostgreSQL. Tests start their own.
+case " ${packages[*]} " in *" postgresql "*)
+	config=/etc/postgresql-common/createcluster.d
+	trap '"${root[@]}" rm -f "$config/slipway.conf"' EXIT
+	"${root[@]}" mkdir -p "$config"
+	echo 'create_main_cluster = false' | "${root[@]}" tee "$config/slipway.conf" >/dev/null
+	;;
+esac
 "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null

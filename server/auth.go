@@ -120,7 +120,7 @@ func (f *Front) status(ctx context.Context, method string, err error) error {
 	if _, known := status.FromError(err); known && status.Code(err) != codes.Internal {
 		return toStatus(err)
 	}
-	if failure.As(err).Code == failure.Internal {
+	if failure.As(err).Code == failure.Internal { // databases, too
 		f.opts.Log.ErrorContext(ctx, "call failed", "method", method, "err", err)
 	}
 	return toStatus(err)
@@ -259,5 +259,5 @@ func refused(err error) error {
 		return err
 	}
 	return &failure.Error{Code: failure.PermissionDenied, Phase: failure.Auth, Blame: failure.User, Err: err,
-		Message: fmt.Sprint(err), Hint: "use a token that has the scope"}
+		Message: strings.TrimPrefix(err.Error(), tokens.ErrDenied.Error()+": "), Hint: "slipway whoami shows what the token in use may do"}
 }

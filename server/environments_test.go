@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -405,6 +406,29 @@ func TestDeployWithoutRecords(t *testing.T) {
 	}
 }
 
+// A build whose end is on record already, because the answer to it was lost or
+// another daemon gave it up, ends as the record says, and releases nothing more.
+func TestDeployThatHadEnded(t *testing.T) {
+	e := startEnvironments(t, 1)
+	e.create("production")
+	e.script.build = func(ctx context.Context, job *builder.Job) (*builder.Image, error) {
+		known, err := proto.Marshal(&slipwayv1.Result{BuildId: job.ID, App: "shop", Status: slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED, ReleaseId: "01R", ReleaseVersion: 7})
+		if err != nil {
+			return nil, err
+		}
+		if err := e.records.End(ctx, records.Build{ID: job.ID, Status: records.Succeeded, Ended: time.Now(), Result: known}); err != nil {
+			return nil, err
+		}
+		return image(ctx, job, "one")
+	}
+	if res := e.deploy("acme", "shop", "production", "one"); res.Error != nil || res.ReleaseId != "01R" || res.ReleaseVersion != 7 {
+		t.Errorf("result %v", res)
+	}
+	if list, err := e.ListReleases(as(t, "acme"), &slipwayv1.ListReleasesRequest{}); err != nil || len(list.Releases) != 0 {
+		t.Errorf("releases %v, %v", list, err)
+	}
+}
+
 func TestReleasesAndPromotion(t *testing.T) {
 	e := startEnvironments(t, 1)
 	e.create("staging", "production")
@@ -603,6 +627,7 @@ func TestDrift(t *testing.T) {
 		{"mixed, both go on", []event{{"r1", 9 * h, 0}, {"r2", 3 * h, 0}, {"p1", 50 * m, 49 * m}, {"p2", 40 * m, 39 * m}}, "mixed 0 40m0s"},
 		{"a roll-out is not mixed", []event{{"r1", 9 * h, 0}, {"r2", 9 * m, 0}, {"p1", 8 * m, m}, {"p2", 6 * m, m}}, "in_sync 0 0s"},
 		{"mixed long ago", []event{{"r1", 9 * h, 0}, {"r2", 8 * h, 0}, {"p1", 40 * m, 0}, {"p2", 35 * m, 0}, {"p1", 30 * m, 0}, {"p2", 11 * m, 0}}, "in_sync 0 0s"},
+		{"mixed a while ago", []event{{"r1", 9 * h, 0}, {"r2", 8 * h, 0}, {"p1", 40 * m, 0}, {"p2", 35 * m, 0}, {"p1", 30 * m, 0}, {"p2", 5 * m, 0}}, "in_sync 0 0s"},
 		{"too far apart to be mixed", []event{{"r1", 9 * h, 0}, {"r2", 8 * h, 0}, {"p2", 30 * m, 0}, {"p1", 5 * m, 0}}, "drifted 1 5m0s"},
 		{"a platform by its digest", []event{{"rix", 2 * h, 0}, {"pamd64", h, 0}}, "in_sync 0 0s"},
 		{"an image and its platform", []event{{"rix", 2 * h, 0}, {"pix", 5 * m, 0}, {"pamd64", 4 * m, 0}, {"pix", 3 * m, 0}}, "in_sync 0 0s"},
@@ -653,9 +678,13 @@ func TestHistory(t *testing.T) {
 		e.pulls.Saw(who, server.PullEvent{Time: at.Add(time.Duration(i+2) * time.Millisecond), App: fmt.Sprint("blog", i), Reference: "v1", Digest: "sha256:1"})
 	}
 	ctx := as(t, "acme")
+	if h, err := e.ListHistory(ctx, &slipwayv1.ListHistoryRequest{Environment: "production"}); err != nil || len(h.Entries) != 5 {
+		t.Errorf("right after the pulls: %v, %v", h, err)
+	}
+	e.pulls.Saw(who, server.PullEvent{Time: at.Add(5 * time.Millisecond), App: "shop", Reference: "one", Digest: one.Digest, Address: "10.1.2.3:55"})
 	got, err := e.GetEnvironment(ctx, &slipwayv1.GetEnvironmentRequest{Name: "production", App: "shop"})
 	check(t, err)
-	if s := got.Environment.Apps; len(s) != 1 || s[0].Drift != slipwayv1.DriftStatus_DRIFT_STATUS_IN_SYNC || s[0].Pulled.TokenName != "cluster" || s[0].Pulled.Address != "10.1.2.3" {
+	if s := got.Environment.Apps; len(s) != 1 || s[0].Drift != slipwayv1.DriftStatus_DRIFT_STATUS_IN_SYNC || s[0].Pulled.TokenName != "cluster" || s[0].Pulled.Count != 2 || s[0].Pulled.Address != "10.1.2.3" {
 		t.Errorf("apps %v", s)
 	}
 	var seen []string
@@ -675,7 +704,7 @@ func TestHistory(t *testing.T) {
 			}
 		}
 	}
-	if got, want := strings.Join(seen, ", "), "pull blog2, pull blog1, pull blog0, pull shop, release shop v1"; got != want {
+	if got, want := strings.Join(seen, ", "), "pull shop, pull blog2, pull blog1, pull blog0, release shop v1"; got != want {
 		t.Errorf("history: %s, want %s", got, want)
 	}
 	shop, err := e.ListHistory(ctx, &slipwayv1.ListHistoryRequest{Environment: "production", App: "shop"})

@@ -18,9 +18,10 @@ import (
 
 // A pullTable keeps pulls as a database does.
 type pullTable struct {
-	mu   sync.Mutex
-	rows map[string]records.Pull
-	fail error
+	mu    sync.Mutex
+	rows  map[string]records.Pull
+	saved int // of all calls
+	fail  error
 }
 
 func (s *pullTable) SavePulls(_ context.Context, pulls []records.Pull) error {
@@ -29,6 +30,7 @@ func (s *pullTable) SavePulls(_ context.Context, pulls []records.Pull) error {
 	if s.fail != nil {
 		return s.fail
 	}
+	s.saved += len(pulls)
 	for _, p := range pulls {
 		if s.rows == nil {
 			s.rows = map[string]records.Pull{}
@@ -146,6 +148,9 @@ func TestPullLogOfAPoller(t *testing.T) {
 			t.Errorf("recorded %s, want %s", got, want)
 		}
 		check(t, l.Close())
+		if table.saved != 241 {
+			t.Errorf("241 requests were written %d times", table.saved)
+		}
 	})
 }
 

@@ -60,10 +60,11 @@ func releaseTag(o *Options, id string, s *slipwayv1.Start) (tag string, ok bool)
 	return "", false
 }
 
-// releaseOf returns the release that a build ends with, nil for none.
+// releaseOf returns the release that a build ends with, nil for none: only what
+// succeeded and was pushed has a digest.
 func releaseOf(o *Options, org string, s *slipwayv1.Start, res *slipwayv1.Result) *records.Release {
 	tag, ok := releaseTag(o, res.BuildId, s)
-	if !ok || s.PlanOnly || res.Status != slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED || res.Digest == "" {
+	if !ok || res.Digest == "" {
 		return nil
 	}
 	return &records.Release{Org: org, App: s.App, Env: s.Environment, Digest: res.Digest, Tag: tag, Created: time.Now().UTC()}
@@ -86,7 +87,7 @@ func conclude(ctx context.Context, o *Options, b *records.Build, res *slipwayv1.
 	}
 	// It may be recorded all the same: as ended before, or by a commit whose
 	// answer was lost.
-	if old, getErr := o.Records.Get(ctx, b.Org, b.ID); getErr == nil && old.Done() {
+	if old, getErr := o.Records.Get(ctx, b.Org, b.ID); getErr == nil {
 		if known := buildProto(old).Result; known != nil {
 			return known, nil
 		}

@@ -192,9 +192,6 @@ func (s *environmentService) Promote(ctx context.Context, req *slipwayv1.Promote
 	case req.From == req.To:
 		return nil, failure.Userf(failure.InvalidArgument, "name two environments", "%.100q cannot be promoted to itself", req.From)
 	}
-	if err := errors.Join(checkEnvApp(req.From, req.App), checkEnvApp(req.To, "")); err != nil {
-		return nil, err
-	}
 	for _, env := range []string{req.From, req.To} {
 		if err := s.releasable(ctx, req.App, env); err != nil {
 			return nil, err

@@ -54,9 +54,12 @@ type Options struct {
 	// registry stands for the one that is named. Nil: none is.
 	Repository func(image string) (name string, own, mirrored bool)
 
-	Images Images   // of the embedded registry; nil: nothing is released but by builds
-	Issuer Issuer   // of tokens of environments; nil: they are made without
-	Pulls  *PullLog // nil: only what is in Records is known of pulls
+	Images   Images   // of the embedded registry; nil: nothing is released but by builds
+	Issuer   Issuer   // of tokens of environments; nil: they are made without
+	Pulls    *PullLog // nil: only what is in Records is known of pulls
+	Shells   Shells   // nil: failed steps are not kept
+	Commands Commands // nil: no commands run in images
+	Releases Releases // nil: those on record
 
 	MaxSize int64
 	Checks  Checks
@@ -90,6 +93,7 @@ func (s *Server) Register(g *grpc.Server) {
 	slipwayv1.RegisterCacheServiceServer(g, &cacheService{opts: s.Front.opts})
 	slipwayv1.RegisterSystemServiceServer(g, &systemService{front: s.Front})
 	slipwayv1.RegisterEnvironmentServiceServer(g, &environmentService{opts: s.Front.opts})
+	slipwayv1.RegisterShellServiceServer(g, &shellService{front: s.Front})
 	healthpb.RegisterHealthServer(g, s.health)
 	if t := s.Front.opts.Tokens; t != nil {
 		slipwayv1.RegisterTokenServiceServer(g, &tokenService{authority: t, opts: s.Front.opts})

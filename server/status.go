@@ -9,6 +9,7 @@ import (
 
 	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/failure"
+	"github.com/slipwayhq/slipway/sqldb"
 )
 
 // statusCodes says which gRPC code a failure's code becomes; what is not
@@ -52,6 +53,35 @@ func StatusCode(code string) (c codes.Code, ok bool) {
 	return c, ok
 }
 
+// databaseFaults says what clients are told of a database that is at fault. What
+// its operator has to do is in the log.
+var databaseFaults = []struct {
+	kind    error
+	code    string
+	message string
+}{
+	{sqldb.ErrBusy, failure.Unavailable, "the daemon's database is in use by others"},
+	{sqldb.ErrFull, failure.DiskFull, "the disk of the daemon's database is full"},
+	{sqldb.ErrCorrupt, failure.Unavailable, "the daemon's database is damaged"},
+	{sqldb.ErrReadOnly, failure.Unavailable, "the daemon cannot write to its database"},
+	{sqldb.ErrUnreachable, failure.Unavailable, "the daemon cannot reach its database"},
+}
+
+// ofDatabase returns the failure that an error of the database is to clients;
+// other errors as they are.
+func ofDatabase(err error) error {
+	if known := (*failure.Error)(nil); errors.As(err, &known) {
+		return err
+	}
+	for _, f := range databaseFaults {
+		if errors.Is(err, f.kind) {
+			return &failure.Error{Code: f.code, Blame: failure.Builder, Retryable: true, Err: err, Message: f.message,
+				Hint: "try again in a moment; what was acknowledged is kept, and the daemon's log says what its operator can do"}
+		}
+	}
+	return err
+}
+
 // toStatus turns any error into a status that carries a slipway.v1.Error.
 // The text of an error that nobody foresaw stays inside.
 func toStatus(err error) error {
@@ -62,7 +92,7 @@ func toStatus(err error) error {
 	if _, ok := status.FromError(err); ok && !errors.As(err, &known) {
 		return err
 	}
-	e := *failure.As(err)
+	e := *failure.As(ofDatabase(err))
 	if e.Code == failure.Internal {
 		e.Message = "internal error"
 	}

@@ -49,12 +49,8 @@ func (a *Authority) decided(ctx context.Context, p Principal, action, resource s
 
 // decision returns the record of something allowed.
 func decision(ctx context.Context, p Principal, action, resource string) Decision {
-	actor := p.User
-	if actor == "" || actor != p.Name {
-		actor = p.Name
-	}
 	return Decision{
-		ID: newID(""), Time: time.Now(), Org: p.Org, Token: p.ID, Actor: actor, Action: action, Resource: resource,
+		ID: newID(""), Time: time.Now(), Org: p.Org, Token: p.ID, Actor: maker(p), Action: action, Resource: resource,
 		Addr: addr(ctx), Allowed: true, Count: 1,
 	}
 }

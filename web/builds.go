@@ -17,7 +17,6 @@ type buildList struct {
 	App    string
 	Apps   []string
 	First  bool   // nothing newer is before this page
-	Active bool   // one of them has not ended
 	Self   string // address of this page
 	Next   string // address of the next page; empty for none
 }
@@ -30,9 +29,6 @@ func (v *visit) listBuilds() error {
 		return err
 	}
 	d.Builds = got.Builds
-	for _, b := range got.Builds {
-		d.Active = d.Active || !ended(b)
-	}
 	if n := len(got.Builds); n == buildPage {
 		d.Next = pageAfter(v.r.URL, got.Builds[n-1].Id)
 	}

@@ -69,6 +69,7 @@ type daemon struct {
 	grpc      *grpc.Server
 	conn      *grpc.ClientConn
 	http      *httptest.Server
+	issuer    tokens.Verifier
 	admin     string // value of the admin token
 }
 
@@ -76,7 +77,13 @@ type daemon struct {
 // fails all.
 func start(t *testing.T, p builder.Pipeline, tune ...func(*web.Options)) *daemon {
 	t.Helper()
-	d := &daemon{t: t, engine: fleet.NewMemory(nil)}
+	return startWith(t, p, nil, tune...)
+}
+
+// startWith runs a daemon that knows ID tokens.
+func startWith(t *testing.T, p builder.Pipeline, issuer tokens.Verifier, tune ...func(*web.Options)) *daemon {
+	t.Helper()
+	d := &daemon{t: t, engine: fleet.NewMemory(nil), issuer: issuer}
 	ctx, root := context.Background(), t.TempDir()
 	d.openTokens(ctx, root)
 	cache, err := layercache.Open(ctx, layercache.Options{Root: filepath.Join(root, "cache"), MinFree: -1})
@@ -110,7 +117,7 @@ func (d *daemon) openTokens(ctx context.Context, root string) {
 	d.t.Cleanup(func() { check(d.t, db.Close()) })
 	d.store, err = store.New(ctx, db)
 	check(d.t, err)
-	d.authority, err = tokens.Open(ctx, tokens.Options{Store: d.store})
+	d.authority, err = tokens.Open(ctx, tokens.Options{Store: d.store, Issuer: d.issuer})
 	check(d.t, err)
 	d.t.Cleanup(func() { check(d.t, d.authority.Close()) })
 	file := filepath.Join(root, "admin.token")

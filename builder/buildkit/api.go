@@ -259,9 +259,9 @@ func (a *API) Status(req *controlapi.StatusRequest, stream controlapi.Control_St
 	if t.recorded(ctx, req.Ref) {
 		return a.status(ctx, t.control.Status(req, stream))
 	}
-	s, refused := t.solves.wait(ctx, req.Ref, registration)
+	s, over := t.solves.wait(ctx, req.Ref, registration)
 	switch {
-	case refused:
+	case over != nil:
 		return nil // the build's own call says why
 	case s == nil:
 		return a.status(ctx, errdefs.NewUnknownJobError(req.Ref))

@@ -19,6 +19,7 @@ import (
 	"github.com/slipwayhq/slipway/builder"
 	"github.com/slipwayhq/slipway/builder/failure"
 	"github.com/slipwayhq/slipway/builder/layer"
+	"github.com/slipwayhq/slipway/builder/shell"
 	"github.com/slipwayhq/slipway/limits"
 	"github.com/slipwayhq/slipway/pushd/compress"
 	"github.com/slipwayhq/slipway/rescue"
@@ -95,6 +96,7 @@ type build struct {
 	stop    context.CancelCauseFunc
 	lines   lines
 	events  *events
+	keeper  *shell.Keeper // nil keeps nothing
 
 	early sync.WaitGroup // layers on their way
 

@@ -19,6 +19,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/slipwayhq/slipway/builder/shell"
 	"github.com/slipwayhq/slipway/layercache"
 )
 
@@ -45,6 +46,7 @@ type Options struct {
 	// Apart is a command that calls [ReadApart], for Dockerfiles that must be
 	// read without a network; without one they are refused.
 	Apart []string
+	Keep  *shell.Keeper // of what failed RUN steps of deploys leave; nil keeps nothing
 
 	MaxSize int64 // of an unpacked layer of a base image, in bytes, as builder.Options has it
 

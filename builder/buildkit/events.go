@@ -99,7 +99,7 @@ func (b *build) learn(def *pb.Definition) {
 		if match == nil {
 			continue
 		}
-		s := &step{digest: digest.Digest(d), PlannedStep: &slipwayv1.PlannedStep{Stage: match[1], Source: match[4]}}
+		s := &step{digest: digest.Digest(d), PlannedStep: &slipwayv1.PlannedStep{Stage: match[1], Source: redact(match[4])}}
 		if s.image() { // people have not written its digest
 			s.Source, _, _ = strings.Cut(s.Source, "@")
 		}
@@ -325,7 +325,7 @@ func (e *events) vertex(v *client.Vertex) {
 	}
 	s := e.byDigest[v.Digest]
 	if s == nil && e.plain[v.Digest] && v.Started != nil {
-		s = &step{digest: v.Digest, PlannedStep: &slipwayv1.PlannedStep{Source: v.Name}}
+		s = &step{digest: v.Digest, PlannedStep: &slipwayv1.PlannedStep{Source: redact(v.Name)}}
 		e.add(s)
 		e.planned()
 	}
@@ -378,7 +378,7 @@ func (e *events) done(s *step) {
 		return
 	}
 	s.told = true
-	d := &slipwayv1.StepDone{Step: s.Step, Cached: s.cached, Error: s.err}
+	d := &slipwayv1.StepDone{Step: s.Step, Cached: s.cached, Error: redact(s.err)}
 	if m := exitCode.FindStringSubmatch(s.err); m != nil {
 		d.ExitCode = int32(number(m[1]))
 	}

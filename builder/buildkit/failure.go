@@ -39,7 +39,11 @@ func (b *build) explain(err error) error {
 		return known
 	}
 	if exit, ok := errors.AsType[*gateway.ExitError](err); ok && exit.ExitCode != gateway.UnknownExitStatus {
-		e := failure.Userf(failure.StepFailed, "the output above says why; steps before this one stay cached", "%s", message(err))
+		hint := "the output above says why; steps before this one stay cached"
+		if b.keeps() {
+			hint = cmp.Or(b.keeper.Hint(b.job.Org, b.job.ID), hint)
+		}
+		e := failure.Userf(failure.StepFailed, hint, "%s", message(err))
 		e.ExitCode, e.Line, e.Err = int(exit.ExitCode), line, err
 		return e
 	}

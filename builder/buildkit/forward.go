@@ -195,7 +195,10 @@ func (a *API) throughBridge(ctx context.Context, method string, req proto.Messag
 		return route{err: a.status(ctx, err)}
 	}
 	ref := buildid.FromIncomingContext(ctx)
-	s, _ := t.solves.wait(ctx, ref, registration)
+	s, over := t.solves.wait(ctx, ref, registration)
+	if over != nil && over.caller == c.ID {
+		return route{err: a.status(ctx, over.err)} // clients show what they hear first
+	}
 	if s == nil || s.caller.ID != c.ID {
 		return route{err: a.status(ctx, errdefs.NewUnknownJobError(ref))}
 	}

@@ -3,6 +3,7 @@ package buildkit
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -380,6 +382,56 @@ func TestGitContext(t *testing.T) {
 	said, err := os.ReadFile(filepath.Join(out, "provenance.json"))
 	if err != nil || !bytes.Contains(said, []byte(first)) || !bytes.Contains(said, []byte(second)) || bytes.Contains(said, []byte("hunter2")) {
 		t.Errorf("provenance: %v %s", err, said)
+	}
+}
+
+// Of the passwords in addresses the provenance of all steps says none: not in
+// their sources, not in the Dockerfile, in no form and for no output.
+func TestProvenanceHidesPasswords(t *testing.T) {
+	d := newDesk(t, 0)
+	server := gittest.Serve(t, false)
+	repo := server.Repo("repo")
+	commit := repo.Commit(map[string]string{"f": "f"})
+	address := strings.Replace(repo.URL, "://", "://user:hunter2@", 1)
+	context := server.Repo("context")
+	context.Commit(map[string]string{"Dockerfile": "FROM scratch\nADD " + address + " /\n"})
+	for _, mode := range []string{"mode=max", "mode=max,version=v0.2", "mode=max,version=v1"} {
+		out := t.TempDir()
+		_, err := d.client.Solve(t.Context(), nil, client.SolveOpt{
+			Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"attest:provenance": mode,
+				"context": strings.Replace(context.URL, "://", "://user:hunter2@", 1) + "#main"},
+			Exports: []client.ExportEntry{{Type: client.ExporterLocal, OutputDir: out}},
+		}, nil)
+		fatal(t, err)
+		said, err := os.ReadFile(filepath.Join(out, "provenance.json"))
+		fatal(t, err)
+		for _, m := range regexp.MustCompile(`[A-Za-z0-9+/=]{16,}`).FindAll(said, -1) {
+			if text, err := base64.StdEncoding.DecodeString(string(m)); err == nil {
+				said = append(said, text...)
+			}
+		}
+		if bytes.Contains(said, []byte("hunter2")) || !bytes.Contains(said, []byte(commit)) || !bytes.Contains(said, []byte("ADD http://xxxxx:xxxxx@")) {
+			t.Errorf("%s: %s", mode, said)
+		}
+	}
+}
+
+func TestRedact(t *testing.T) {
+	for text, want := range map[string]string{
+		"https://u:p@h/x.git":             "https://xxxxx:xxxxx@h/x.git",
+		`{"a":"https://token@h/x"}`:       `{"a":"https://xxxxx@h/x"}`,
+		"https://u:p@ss@h":                "https://xxxxx:xxxxx@h",
+		`"https://u:p\u0026q@h" "a@b"`:    `"https://xxxxx:xxxxx@h" "a@b"`,
+		"git+ssh://git@h/x":               "git+ssh://xxxxx@h/x",
+		"https://h/a@b:c":                 "https://h/a@b:c",
+		"https://h?q=a@b":                 "https://h?q=a@b",
+		"see https://h and mail me@h":     "see https://h and mail me@h",
+		"a@b https://u:p@h c https://v@i": "a@b https://xxxxx:xxxxx@h c https://xxxxx@i",
+		"":                                "",
+	} {
+		if got := string(redactJSON([]byte(text))); got != want {
+			t.Errorf("%s: %s", text, got)
+		}
 	}
 }
 

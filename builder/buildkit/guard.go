@@ -28,5 +28,6 @@ func (g *mountless) Search(ctx context.Context, index string, nested bool) ([]ca
 }
 
 // PruneCacheMounts implements BuildKit's worker, which a definition without a
-// cache asks for. The ids are as the definition has them, of any app.
+// cache asks for. The ids are as the definition has them, of any app: [build.mark]
+// empties those of the build's.
 func (w *worker) PruneCacheMounts(context.Context, map[string]bool) error { return nil }

@@ -47,7 +47,12 @@ func (b *markingBridge) Solve(ctx context.Context, req frontend.SolveRequest, si
 	if err := b.build.mark(req.Definition); err != nil {
 		return nil, err
 	}
-	return b.FrontendLLBBridge.Solve(ctx, req, sid)
+	res, err := b.FrontendLLBBridge.Solve(ctx, req, sid)
+	if err != nil {
+		b.build.keep(ctx, err)
+		return nil, err
+	}
+	return b.build.keeping(res)
 }
 
 // ResolveSourceMetadata implements BuildKit's bridge.
@@ -105,7 +110,28 @@ func (b *build) mark(def *pb.Definition) error {
 	}
 	b.learn(def)
 	b.lines.stack(below, digestOf(g.end))
-	return nil
+	if b.client == nil {
+		return nil // a deploy's mounts are not part of its cache
+	}
+	return b.tenant.worker.Worker.PruneCacheMounts(b.ctx, g.discarded(def, b.app))
+}
+
+// discarded are the cache mounts of an app that steps without a cache want
+// empty, as BuildKit takes these by itself; each says whether it stands on a
+// file system.
+func (g *graph) discarded(def *pb.Definition, app string) map[string]bool {
+	out := map[string]bool{}
+	for d, op := range g.ops {
+		if !def.Metadata[string(d)].GetIgnoreCache() {
+			continue
+		}
+		for _, m := range op.GetExec().GetMounts() {
+			if m.GetMountType() == pb.MountType_CACHE && m.GetCacheOpt() != nil {
+				out[scopedMount(app, m.CacheOpt.ID)] = m.GetInput() != -1
+			}
+		}
+	}
+	return out
 }
 
 // maxDepth bounds how many steps stand on one another. The time that BuildKit's

@@ -132,7 +132,7 @@ func (p *plan) Build(ctx context.Context) (*builder.Image, error) {
 // newBuild returns a build that asks the session for what it needs.
 func newBuild(ctx context.Context, t *tenant, job *builder.Job, session string) *build {
 	b := &build{
-		tenant: t, job: job, app: job.App, session: session,
+		tenant: t, job: job, app: job.App, session: session, keeper: t.engine.opts.Keep,
 		blobs: map[digest.Digest]*layer.Pending{}, own: map[digest.Digest]bool{}, making: map[digest.Digest]chan struct{}{},
 	}
 	b.ctx, b.stop = context.WithCancelCause(ctx)

@@ -2,14 +2,24 @@ package buildkit
 
 import (
 	"context"
+	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/buildid"
 	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/identity"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/slipwayhq/slipway/builder"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
@@ -76,12 +86,16 @@ func TestLogOfPlainDefinition(t *testing.T) {
 	l := &ledger{}
 	h.api.opts.Queue = l
 	c := h.client("acme//alice")
-	st := llb.Scratch().File(llb.Mkfile("/one", 0o644, []byte("1"))).File(llb.Mkfile("/two", 0o644, []byte("2")))
+	st := llb.Scratch().File(llb.Mkfile("/one", 0o644, []byte("1"))).File(llb.Mkfile("/two", 0o644, []byte("2"))).
+		File(llb.Mkdir("/u", 0o755), llb.WithCustomName("[3/3] ADD https://user:hunter2@h/x"))
 	def, err := st.Marshal(t.Context())
 	fatal(t, err)
 	_, err = c.Solve(t.Context(), def, client.SolveOpt{}, nil)
 	fatal(t, err)
 	started, names := 0, ""
+	if strings.Contains(fmt.Sprint(l.events), "hunter2") {
+		t.Errorf("a password is in the log: %v", l.events)
+	}
 	for _, e := range l.events {
 		switch e := e.Event.(type) {
 		case *slipwayv1.Event_StepStarted:
@@ -93,7 +107,27 @@ func TestLogOfPlainDefinition(t *testing.T) {
 			}
 		}
 	}
-	if started != 2 || !strings.Contains(names, "mkfile /one") || !strings.Contains(names, "mkfile /two") || l.result.Steps != 2 || l.result.Status != slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED {
+	if started != 3 || !strings.Contains(names, "mkfile /one") || !strings.Contains(names, "mkfile /two") || l.result.Steps != 3 || l.result.Status != slipwayv1.ResultStatus_RESULT_STATUS_SUCCEEDED {
 		t.Errorf("%d steps began of %q; result %v", started, names, l.result)
 	}
+}
+
+// All calls of a client for a build that was refused say why: it shows the
+// first that it hears of. Nobody else learns of it.
+func TestRefusedBuildSaysWhyEverywhere(t *testing.T) {
+	h := openHouse(t, 0)
+	ref := identity.NewID()
+	_, err := h.client("acme//alice").ControlClient().Solve(t.Context(), &controlapi.SolveRequest{Ref: ref, Exporters: []*controlapi.Exporter{{Type: "moby"}}})
+	is(t, "solve", err, codes.Unimplemented, "use one of image")
+	conn, err := grpc.NewClient("passthrough:///house", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return h.pipe.DialContext(ctx) }))
+	fatal(t, err)
+	defer conn.Close()
+	ping := func(who string) error {
+		ctx := metadata.AppendToOutgoingContext(buildid.AppendToOutgoingContext(t.Context(), ref), "who", who)
+		_, err := gateway.NewLLBBridgeClient(conn).Ping(ctx, &gateway.PingRequest{})
+		return err
+	}
+	is(t, "ping", ping("acme//alice"), codes.Unimplemented, "use one of image")
+	is(t, "ping of another client", ping("acme//eve"), codes.NotFound, "no such job")
 }

@@ -66,7 +66,7 @@ func (a *API) solve(ctx context.Context, t *tenant, req *controlapi.SolveRequest
 	defer s.cancel(nil)
 	defer func() {
 		if err != nil {
-			t.solves.refuse(req.Ref)
+			t.solves.refuse(req.Ref, a.opts.Caller(ctx).ID, err)
 		}
 	}()
 	normalize(req)

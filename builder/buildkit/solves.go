@@ -14,12 +14,18 @@ import (
 type solves struct {
 	mu    sync.Mutex
 	all   map[string]*solve
-	never map[string]bool // refs of builds that BuildKit will not hear of
-	news  chan struct{}   // closed when there is one more of either
+	never map[string]*refused // refs of builds that BuildKit will not hear of
+	news  chan struct{}       // closed when there is one more of either
+}
+
+// A refused build is one that is over, or never began.
+type refused struct {
+	caller string
+	err    error // for that caller
 }
 
 func newSolves() *solves {
-	return &solves{all: map[string]*solve{}, never: map[string]bool{}, news: make(chan struct{})}
+	return &solves{all: map[string]*solve{}, never: map[string]*refused{}, news: make(chan struct{})}
 }
 
 // tell wakes who waits. The caller holds the lock.
@@ -32,19 +38,22 @@ func (x *solves) tell() {
 // record of: clients ask for it while they ask to build it.
 const refusal = 10 * time.Second
 
-// refuse notes that there will be no build with a ref any more.
-func (x *solves) refuse(ref string) {
+// refuse notes that there will be no build with a ref any more, and why.
+func (x *solves) refuse(ref, caller string, err error) {
 	if len(ref) > maxID {
 		return
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.never[ref] = true
+	r := &refused{caller, err}
+	x.never[ref] = r
 	x.tell()
 	time.AfterFunc(refusal, func() {
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		delete(x.never, ref)
+		if x.never[ref] == r {
+			delete(x.never, ref)
+		}
 	})
 }
 
@@ -67,23 +76,26 @@ func (x *solves) remove(s *solve) {
 }
 
 // wait returns the build with a ref, with patience for one that is about to
-// come; nil if there is none. It says whether the build was refused.
-func (x *solves) wait(ctx context.Context, ref string, patience time.Duration) (s *solve, refused bool) {
+// come; nil if there is none. One that was refused it returns as such, else nil.
+func (x *solves) wait(ctx context.Context, ref string, patience time.Duration) (*solve, *refused) {
 	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
 	for {
 		x.mu.Lock()
 		s, never, news := x.all[ref], x.never[ref], x.news
 		x.mu.Unlock()
-		if s != nil || never {
-			return s, never
+		switch {
+		case s != nil:
+			return s, nil // what was refused had its ref, too
+		case never != nil:
+			return nil, never
 		}
 		select {
 		case <-news:
 		case <-timeout.C:
-			return nil, false
+			return nil, nil
 		case <-ctx.Done():
-			return nil, false
+			return nil, nil
 		}
 	}
 }

@@ -19,8 +19,8 @@ type worker struct {
 	tenant *tenant
 }
 
-// Exporter implements BuildKit's worker: images are this package's affair.
-func (w *worker) Exporter(name string, sm *session.Manager) (exporter.Exporter, error) {
+// exporter makes images by this package, and the rest by BuildKit.
+func (w *worker) exporter(name string, sm *session.Manager) (exporter.Exporter, error) {
 	if name == client.ExporterImage {
 		return &imageExporter{tenant: w.tenant}, nil
 	}

@@ -38,20 +38,10 @@ type cacheName struct{ id, origin string }
 // caches takes the step's cache mounts, each directory once. All steps take
 // theirs in one order, so that no two wait for each other.
 func (r *runMounts) caches(ctx context.Context, shown []*sandbox.Mount, h *held) error {
-	byName := map[cacheName][]int{}
-	for i, m := range r.list {
-		if m.Type != instructions.MountTypeCache {
-			continue
-		}
-		name, err := m.cacheName(ctx)
-		if err != nil {
-			return err
-		}
-		byName[name] = append(byName[name], i)
+	names, byName, err := r.cacheUses(ctx)
+	if err != nil {
+		return err
 	}
-	names := slices.SortedFunc(maps.Keys(byName), func(a, b cacheName) int {
-		return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.origin, b.origin))
-	})
 	for _, name := range names {
 		dir, err := r.cache(ctx, name, r.list[byName[name][0]], h)
 		if err != nil {
@@ -62,6 +52,26 @@ func (r *runMounts) caches(ctx context.Context, shown []*sandbox.Mount, h *held)
 		}
 	}
 	return nil
+}
+
+// cacheUses returns the directories of the step's cache mounts in the order in
+// which they are taken, and which of the mounts show each.
+func (r *runMounts) cacheUses(ctx context.Context) (names []cacheName, uses map[cacheName][]int, err error) {
+	uses = map[cacheName][]int{}
+	for i, m := range r.list {
+		if m.Type != instructions.MountTypeCache {
+			continue
+		}
+		name, err := m.cacheName(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		uses[name] = append(uses[name], i)
+	}
+	names = slices.SortedFunc(maps.Keys(uses), func(a, b cacheName) int {
+		return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.origin, b.origin))
+	})
+	return names, uses, nil
 }
 
 // cacheName is the id, and what a new directory would begin with.
@@ -76,19 +86,23 @@ func (m *runMount) cacheName(ctx context.Context) (cacheName, error) {
 }
 
 func (r *runMounts) cache(ctx context.Context, name cacheName, m *runMount, h *held) (string, error) {
-	s := r.stage
-	mount, err := s.build.job.Cache.Mount(ctx, layercache.MountOptions{
-		App: s.build.job.App, ID: name.id, Origin: name.origin, Sharing: sharings[m.CacheSharing],
-		Fill: m.fillCache,
-		Waiting: func() {
-			s.note(r.step, "waiting for the cache mount %s (sharing=locked), which another step has", name.id)
-		},
-	})
+	mount, err := r.stage.build.job.Cache.Mount(ctx, r.cacheOptions(name, m))
 	if err != nil {
 		return "", err
 	}
 	h.mounts = append(h.mounts, mount)
 	return mount.Dir(), nil
+}
+
+func (r *runMounts) cacheOptions(name cacheName, m *runMount) layercache.MountOptions {
+	s := r.stage
+	return layercache.MountOptions{
+		App: s.build.job.App, ID: name.id, Origin: name.origin, Sharing: sharings[m.CacheSharing],
+		Fill: m.fillCache,
+		Waiting: func() {
+			s.note(r.step, "waiting for the cache mount %s (sharing=locked), which another step has", name.id)
+		},
+	}
 }
 
 // fillCache makes the first content of a directory.

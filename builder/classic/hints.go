@@ -121,11 +121,17 @@ func startHint(err error) string {
 	return "check that the image has the program, and its PATH"
 }
 
+// ranOut reports whether a command seems to have wanted more memory than it may
+// have.
+func ranOut(code int, l sandbox.Limits) bool {
+	return code == 128+int(unix.SIGKILL) && l.Memory > 0
+}
+
 // exitHint says what to look at when a command failed. The kernel kills what
 // runs out of memory, and nobody is left to say so.
 func exitHint(code int, l sandbox.Limits) string {
-	const killed, cached = 128 + int(unix.SIGKILL), "steps before this one stay cached"
-	if code == killed && l.Memory > 0 {
+	const cached = "steps before this one stay cached"
+	if ranOut(code, l) {
 		return fmt.Sprintf("the command was killed; most likely it ran out of memory, of which a step has %.3g GB (the daemon's --build-memory); %s",
 			float64(l.Memory)/1e9, cached)
 	}

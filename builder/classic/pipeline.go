@@ -22,6 +22,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/gitfetch"
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/slipwayhq/slipway/builder/shell"
 	"github.com/slipwayhq/slipway/limits"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
 	"github.com/slipwayhq/slipway/rescue"
@@ -42,6 +43,7 @@ type Options struct {
 	Fetch    http.RoundTripper // of ADD URL; it guards which addresses may be reached
 	Git      *gitfetch.Fetcher // of ADD of repositories; nil refuses them
 	Scratch  string            // directory for mount points
+	Keep     *shell.Keeper     // of what failed RUN steps leave; nil keeps nothing
 	Parallel int               // RUN steps of one build at once; 0 means one a core
 	Observe  builder.Observer  // may be nil
 	Log      *slog.Logger

@@ -130,7 +130,11 @@ func (s *stage) run1(ctx, steps context.Context, st *step, cmd *instructions.Run
 	if mode != sandbox.Host {
 		r.sandbox.Hostname = digest.FromString(r.sandbox.ID).Encoded()[:12] // looks like a container's id
 	}
+	if sh := image.Config.Shell; len(sh) > 0 {
+		r.shell = sh[0]
+	}
 	if file := program(cmd); file != nil {
+		r.program = file
 		r.sandbox.Mounts = append(r.sandbox.Mounts, *file)
 		r.sandbox.Args = append(slices.Clone(shellOf(&image)), file.Target)
 		parts = append(parts, layercache.Part{Name: "program", Value: file.Target})
@@ -170,6 +174,8 @@ type process struct {
 	done    *slipwayv1.StepDone
 	mounts  *runMounts
 	sandbox sandbox.Process
+	program *sandbox.Mount // a here-document that it executes; nil if it is none
+	shell   string         // program of SHELL; "" if there is none
 	upper   string
 	below   *node
 	gauge   *rootfs.Gauge
@@ -242,6 +248,7 @@ func (p *process) execute(ctx context.Context, snap *layercache.Snapshot) error 
 		e := failure.Userf(failure.StepFailed, exitHint(code, p.sandbox.Limits),
 			"The command '%s' returned a non-zero code: %d", strings.Join(p.sandbox.Args, " "), code)
 		e.ExitCode = code
+		p.keep(ctx, snap, e)
 		return e
 	}
 	return nil

@@ -51,6 +51,12 @@ type Process struct {
 	Volatile bool
 
 	Args []string
+
+	// Idle, in place of Args, makes a container whose first process does nothing
+	// but inherit orphans, until ctx is done: for processes that [Runner.Exec]
+	// runs there. It needs nothing of the root file system.
+	Idle bool
+
 	Env  []string // NAME=VALUE; PATH, HOSTNAME and HOME are added where missing
 	Dir  string   // working directory, made where missing; empty means /
 	User string   // name or id, optionally with :group; empty means root
@@ -60,7 +66,8 @@ type Process struct {
 	Network    Mode     // empty means the Runner's
 
 	// Stdin is what the process reads until it ends. It is closed then, which
-	// must end a Read that is under way. Nil is an empty input.
+	// must end a Read that is under way. Nil is an empty input. On a terminal its
+	// end is typed, as people do with ^D.
 	Stdin io.ReadCloser
 
 	// Terminal, if not nil, is what the process runs on. Its output is that of
@@ -148,6 +155,11 @@ func (p *Process) complete(def Mode) error {
 	p.name()
 	if !validID.MatchString(p.ID) {
 		return fmt.Errorf("invalid id %q", p.ID)
+	}
+	if p.Idle {
+		if err := p.idle(); err != nil {
+			return err
+		}
 	}
 	if len(p.Args) == 0 {
 		return errors.New("no command")

@@ -125,20 +125,38 @@ func (w *wiring) feed() error {
 		defer w.in.Close()
 	}
 	buf := make([]byte, 32<<10)
+	last := byte('\n')
 	for {
 		n, err := w.stdin.Read(buf)
 		if n > 0 {
+			last = buf[n-1]
 			if _, err := w.in.Write(buf[:n]); err != nil {
 				return nil
 			}
 		}
 		switch {
 		case err == nil:
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrClosedPipe), errors.Is(err, os.ErrClosed):
+		case errors.Is(err, io.EOF):
+			w.endInput(last)
+			return nil
+		case errors.Is(err, io.ErrClosedPipe), errors.Is(err, os.ErrClosed):
 			return nil
 		default:
 			return fmt.Errorf("read standard input: %w", err)
 		}
+	}
+}
+
+// endInput types the end of input on a terminal: at the begin of a line once, as
+// people do.
+func (w *wiring) endInput(last byte) {
+	const end = "\x04"
+	switch {
+	case w.pty == nil:
+	case last == '\n' || last == '\r':
+		_, _ = io.WriteString(w.in, end)
+	default:
+		_, _ = io.WriteString(w.in, end+end)
 	}
 }
 

@@ -22,7 +22,7 @@ func (p *program) builds() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(p.buildsList(), p.buildsShow(), p.buildsLogs(), p.buildsAttach(), p.buildsCancel())
+	cmd.AddCommand(p.buildsList(), p.buildsShow(), p.buildsLogs(), p.buildsAttach(), p.buildsCancel(), p.buildsShell())
 	return cmd
 }
 

@@ -33,6 +33,7 @@ type daemon struct {
 	slipwayv1.UnimplementedBuildServiceServer
 	slipwayv1.UnimplementedCacheServiceServer
 	slipwayv1.UnimplementedSystemServiceServer
+	slipwayv1.UnimplementedShellServiceServer
 
 	addr  string
 	token string
@@ -50,6 +51,7 @@ type daemon struct {
 	prune     *slipwayv1.PruneRequest
 	checks    []*slipwayv1.Check
 	envs      deployments
+	process   func(*processCall) error // the script of Shell and Exec
 }
 
 func startDaemon(t *testing.T, build func(*session) error, opts ...grpc.ServerOption) *daemon {
@@ -70,6 +72,7 @@ func startDaemon(t *testing.T, build func(*session) error, opts ...grpc.ServerOp
 	slipwayv1.RegisterCacheServiceServer(s, d)
 	slipwayv1.RegisterSystemServiceServer(s, d)
 	slipwayv1.RegisterEnvironmentServiceServer(s, &d.envs)
+	slipwayv1.RegisterShellServiceServer(s, d)
 	done := make(chan struct{})
 	go func() { defer close(done); s.Serve(d.lis) }()
 	t.Cleanup(func() { s.Stop(); <-done })

@@ -60,8 +60,13 @@ func (p *pull) short() string { return shortImage(p.Tag, p.Digest) }
 
 // shortImage names an image in a column: "v1 5c1e02ab93f7".
 func shortImage(tag, digest string) string {
+	return strings.TrimSpace(tag + " " + shortDigest(digest))
+}
+
+// shortDigest is as much of a digest as tells images apart.
+func shortDigest(digest string) string {
 	_, hex, _ := strings.Cut(digest, ":")
-	return strings.TrimSpace(tag + " " + hex[:min(12, len(hex))])
+	return hex[:min(12, len(hex))]
 }
 
 func appStates(e *slipwayv1.Environment) []appState {
@@ -154,10 +159,10 @@ func tableOfApps(w io.Writer, states []appState) {
 		s := &states[i]
 		released, when, pulled, last, by := "–", "–", "–", "–", "–"
 		if r := s.Released; r != nil {
-			released, when = fmt.Sprintf("v%d %s", r.Version, r.short()), ago(r.Created)
+			released, when = fmt.Sprintf("v%d %s", r.Version, shortDigest(r.Digest)), ago(r.Created)
 		}
 		if p := s.Pulled; p != nil {
-			pulled, last, by = p.short(), ago(p.Last), cmp.Or(p.TokenName, p.TokenID, "–")
+			pulled, last, by = shortDigest(p.Digest), ago(p.Last), cmp.Or(p.TokenName, p.TokenID, "–")
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Environment, s.App, s.verdict(), released, when, pulled, last, by)
 	}
@@ -169,7 +174,9 @@ func (s *appState) verdict() string {
 	if s.Status == inSync {
 		return text
 	}
-	text += " for " + span(time.Duration(s.SinceMS)*time.Millisecond)
+	if d := time.Duration(s.SinceMS) * time.Millisecond; d >= time.Second {
+		text += " for " + span(d)
+	}
 	switch {
 	case s.Behind == 1:
 		text += ", 1 release behind"

@@ -81,7 +81,7 @@ What they pull with it is recorded. The token is shown once, on standard output.
 	f := cmd.Flags()
 	f.StringVarP(&req.App, "app", "a", "", "the token is for `APP` only")
 	f.StringVar(&req.Permission, "permission", "", "`PERMISSION` of the token: read-only, or read-write (default read-only)")
-	f.StringVarP(&expires, "expiry", "x", "", "the token expires after `DURATION`, such as 720h, or never (default 90 days)")
+	f.StringVarP(&expires, "expiry", "x", "", "the token expires after `DURATION`, such as 720h or 30d, or never (default 90 days)")
 	f.BoolVar(&req.WithoutToken, "no-token", false, "make no token")
 	return cmd
 }

@@ -138,6 +138,10 @@ func TestEnvsCreate(t *testing.T) {
 	if got := value[madeEnv](c); !d.created.GetNever() || d.created.GetExpiresIn() != nil || got.Token != "sg_secret" || got.TokenID != "tok_9" || got.Expires == nil || got.Name != "production" {
 		t.Errorf("%+v, asked for %v", got, d.created)
 	}
+	c.want(0, "envs", "create", "production", "-x", "30d")
+	if got := d.created.GetExpiresIn().AsDuration(); got != 720*time.Hour {
+		t.Errorf("asked for %v", got)
+	}
 	c.want(0, "envs", "create", "qa", "--no-token")
 	c.sees(&c.stdout, "environment qa")
 	for _, args := range [][]string{{}, {"a", "b"}, {"a", "-x", "tomorrow"}, {"a", "-x", "-1h"}, {"a", "--no-token", "-x", "never"}} {
@@ -151,7 +155,7 @@ func TestEnvsLookedAt(t *testing.T) {
 	c.sees(&c.stdout, "NAME ", "production   2      1 drifted, 1 in sync   admin        1 month ago", "staging ")
 	c.want(0, "envs", "show", "production", "-a", "blog")
 	c.sees(&c.stdout, "production, created 1 month ago by admin",
-		"blog   drifted for 1 day, 2 releases behind   v12 v1 5c1e02ab93f7   2 days ago   v0 6c1e02ab93f7   3 minutes ago   k8s")
+		"blog   drifted for 1 day, 2 releases behind   v12 5c1e02ab93f7   2 days ago   6c1e02ab93f7   3 minutes ago   k8s")
 	c.want(0, "envs", "show", "production", "--json")
 	if e := value[env](c); len(e.Apps) != 2 || e.Apps[0].Status != "drifted" || e.Apps[0].SinceMS != 26*3600*1000 || e.Apps[0].Released.Version != 12 || e.Apps[1].Pulled.TokenName != "k8s" {
 		t.Errorf("%+v", e)

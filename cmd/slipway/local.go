@@ -83,7 +83,7 @@ func (p *program) launch(ctx context.Context, program, root string) (d *localDae
 	}
 	out, in := io.Pipe()
 	d = &localDaemon{ended: make(chan struct{})}
-	d.cmd = exec.Command(program, "--root", root, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log-format", "json")
+	d.cmd = exec.Command(program, "--root", root, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log-format", "json", "--keep-failed", "0")
 	d.cmd.Stderr = in
 	alone(d.cmd)
 	started := make(chan error, 1)

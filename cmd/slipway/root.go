@@ -72,10 +72,13 @@ func run(ctx context.Context, env *environment, args []string) int {
 // fail shows an error that nobody has shown yet.
 func (p *program) fail(cmd *cobra.Command, asJSON bool, e *client.Error) int {
 	if asJSON {
-		if cmd.Annotations[streams] != "" {
-			progress.NewJSON(p.stdout).Finish(&slipwayv1.Result{Status: slipwayv1.ResultStatus_RESULT_STATUS_FAILED, Error: e.Proto()})
-		} else {
+		switch cmd.Annotations[streams] {
+		case processLines:
+			newProcessJSON(p.stdout).finish(nil, e)
+		case "":
 			p.printJSON(map[string]any{"error": progress.NewError(e.Proto())})
+		default:
+			progress.NewJSON(p.stdout).Finish(&slipwayv1.Result{Status: slipwayv1.ResultStatus_RESULT_STATUS_FAILED, Error: e.Proto()})
 		}
 	}
 	fmt.Fprintln(p.stderr, progress.ErrorLine(e))
@@ -129,7 +132,7 @@ func (p *program) root() *cobra.Command {
 	f.DurationVar(&p.flags.timeout, "timeout", 30*time.Second, "time limit of a call; builds have none")
 	f.BoolVarP(&p.flags.json, "json", "j", false, "print JSON on standard output and nothing else there")
 	root.AddCommand(
-		p.deploy(), p.builds(), p.envs(), p.releases(), p.promote(), p.cache(),
+		p.deploy(), p.builds(), p.exec(), p.envs(), p.releases(), p.promote(), p.cache(),
 		p.tokens(), p.trust(), p.users(), p.orgs(), p.apps(), p.audit(),
 		p.bench(), p.buildkitProxy(), p.mcp(),
 		p.login(), p.logout(), p.whoami(), p.doctor(), p.versionCommand(),

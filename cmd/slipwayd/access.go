@@ -69,24 +69,25 @@ func (a registryAccess) Authorize(ctx context.Context, id, repository string, ac
 	}
 	org, err := a.owner(ctx, repository, &p)
 	if err == nil && org != p.Org { // somebody was faster
-		err = foreign(p, repository)
+		err = foreign(p, repository, true)
 	}
 	return err
 }
 
 // Allowed implements registry.Access.
 func (a registryAccess) Allowed(ctx context.Context, id, repository string, actions ...string) ([]string, error) {
-	if ctx.Value(inside{}) != nil {
-		return []string{registry.ActionPull}, nil
+	may := func(action string) error { return a.allowInside(ctx, id, repository, []string{action}) }
+	if ctx.Value(inside{}) == nil {
+		p, err := a.principals.Principal(ctx, id)
+		if err != nil {
+			return nil, refused(err)
+		}
+		look := func(action, app string) error { return tokens.Allow(p, action, app) }
+		may = func(action string) error { return a.allow(ctx, p, repository, []string{action}, look) }
 	}
-	p, err := a.principals.Principal(ctx, id)
-	if err != nil {
-		return nil, refused(err)
-	}
-	look := func(action, app string) error { return tokens.Allow(p, action, app) }
 	var out []string
 	for _, action := range actions {
-		switch err := a.allow(ctx, p, repository, []string{action}, look); {
+		switch err := may(action); {
 		case err == nil:
 			out = append(out, action)
 		case !errors.Is(err, registry.ErrDenied):
@@ -113,7 +114,7 @@ func (a registryAccess) allow(ctx context.Context, p tokens.Principal, repositor
 			app = p.App // the registry leaves out what it may not see
 		}
 		if err := decide(scopes[action], app); err != nil {
-			return fmt.Errorf("%w: %v", registry.ErrDenied, err)
+			return fmt.Errorf("%w: %s", registry.ErrDenied, strings.TrimPrefix(err.Error(), tokens.ErrDenied.Error()+": "))
 		}
 	}
 	if repository == "" {
@@ -125,14 +126,20 @@ func (a registryAccess) allow(ctx context.Context, p tokens.Principal, repositor
 	}
 	// What is nobody's yet is there only for those who may make it theirs: to
 	// others it looks like what belongs to another org.
-	if org != p.Org && (org != "" || tokens.Allow(p, tokens.ScopeRegistryPush, repository) != nil) {
-		return foreign(p, repository)
+	mayMake := tokens.Allow(p, tokens.ScopeRegistryPush, repository) == nil
+	if org == p.Org || org == "" && mayMake {
+		return nil
 	}
-	return nil
+	return foreign(p, repository, mayMake)
 }
 
-func foreign(p tokens.Principal, repository string) error {
-	return fmt.Errorf("%w: org %q has no app %q", registry.ErrDenied, p.Org, repository)
+// foreign says why a repository is not for a principal. Who may push learns by
+// that whether a name is taken, and gets to know it in words.
+func foreign(p tokens.Principal, repository string, mayMake bool) error {
+	if mayMake {
+		return fmt.Errorf("%w: app %q belongs to another organization; choose another name", registry.ErrDenied, repository)
+	}
+	return fmt.Errorf("%w: organization %q has no app %q", registry.ErrDenied, p.Org, repository)
 }
 
 // allowInside lets who is inside the daemon read for the org, or write to the

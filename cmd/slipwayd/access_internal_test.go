@@ -126,6 +126,20 @@ func TestRegistryAccessToNothing(t *testing.T) {
 	}
 }
 
+// TestForeign lets nobody who only reads tell what is another org's from what
+// is not there.
+func TestForeign(t *testing.T) {
+	a, _ := newAccess()
+	taken := a.Authorize(t.Context(), "reader", "bank", registry.ActionPull)
+	absent := a.Authorize(t.Context(), "reader", "none", registry.ActionPull)
+	if taken == nil || absent == nil || strings.ReplaceAll(taken.Error(), "bank", "none") != absent.Error() {
+		t.Errorf("%v; %v", taken, absent)
+	}
+	if err := a.Authorize(t.Context(), "dev", "bank", registry.ActionPush); err == nil || !strings.Contains(err.Error(), "choose another name") {
+		t.Errorf("push: %v", err)
+	}
+}
+
 // TestClaim lets two orgs push to a name that is nobody's yet. Who asks only
 // what it could do claims nothing.
 func TestClaim(t *testing.T) {
@@ -173,8 +187,12 @@ func TestRegistryAccessInside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		actions := []string{registry.ActionPull, registry.ActionPush, registry.ActionDelete, registry.ActionCatalog}
+		if got, err := a.Allowed(ctx, id, tc.repository, actions...); err != nil || strings.Join(got, " ") != tc.want {
+			t.Errorf("%q could in %s: %q, %v; want %q", tc.password, tc.repository, got, err, tc.want)
+		}
 		var may []string
-		for _, action := range []string{registry.ActionPull, registry.ActionPush, registry.ActionDelete, registry.ActionCatalog} {
+		for _, action := range actions {
 			err := a.Authorize(ctx, id, tc.repository, action)
 			if err == nil {
 				may = append(may, action)

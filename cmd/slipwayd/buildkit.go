@@ -34,10 +34,10 @@ func (d *daemon) openBuildKit(context.Context) (err error) {
 		images.LocalScheme = "https"
 	}
 	d.buildkit, err = buildkit.New(buildkit.Options{
-		Cache: d.cache, Root: d.dir("buildkit"), MaxSize: d.config.maxRootFSBytes, Fetch: fetch, Git: d.git,
+		Cache: d.cache, Root: d.dir("buildkit"), MaxSize: d.config.maxRootFSBytes, Fetch: fetch, Git: d.git, Keep: d.keeper,
 		Apart: []string{"/proc/self/exe", readApart},
 		Executor: executor.Options{Runner: d.runner, Network: d.config.networkMode, Log: d.log.With("part", "buildkit"),
-			Limits: sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids}},
+			Limits: d.stepLimits()},
 		Hosts: func(org string) docker.RegistryHosts { return images.For(insider{within, insidePull + org}).Hosts }, Own: images.Own,
 		Log: d.log.With("part", "buildkit"),
 	})

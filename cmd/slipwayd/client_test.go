@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,12 +64,15 @@ type call struct {
 }
 
 // start runs slipway without waiting for it.
-func (c *client) start(args ...string) *call {
+func (c *client) start(args ...string) *call { c.t.Helper(); return c.startWith(nil, args...) }
+
+// startWith is start with an input.
+func (c *client) startWith(stdin io.Reader, args ...string) *call {
 	c.t.Helper()
 	r := &call{t: c.t, daemon: c.daemon, cmd: exec.Command(filepath.Join(bin, "slipway"), args...), ended: make(chan struct{})}
 	r.cmd.Env = c.env
 	r.cmd.Dir = c.home
-	r.cmd.Stdout, r.cmd.Stderr = &r.stdout, &r.stderr
+	r.cmd.Stdin, r.cmd.Stdout, r.cmd.Stderr = stdin, &r.stdout, &r.stderr
 	if err := r.cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}

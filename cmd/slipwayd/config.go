@@ -25,6 +25,7 @@ import (
 type config struct {
 	file         string
 	root         string
+	database     string
 	grpc         string
 	grpcUnix     string
 	grpcGroup    string
@@ -43,6 +44,7 @@ type config struct {
 	buildCPUs    float64
 	buildPids    int64
 	buildTimeout time.Duration
+	keepFailed   time.Duration
 	drainTimeout time.Duration
 	clientGrace  time.Duration
 	runc         string
@@ -75,6 +77,7 @@ type config struct {
 func (c *config) register(f *pflag.FlagSet) {
 	f.StringVar(&c.file, "config", "", "TOML file with these settings, a key for each flag")
 	f.StringVar(&c.root, "root", "/var/lib/slipway", "directory for the cache, the registry and all state")
+	f.StringVar(&c.database, "database", "", "where builds, tokens and releases are recorded: a file of SQLite, or postgres://USER@HOST/NAME (default records.db in --root)")
 	f.StringVar(&c.grpc, "grpc", "127.0.0.1:7070", "address for clients")
 	f.StringVar(&c.grpcUnix, "grpc-unix", "", "socket for clients on this machine; root and the daemon's user need no token there")
 	f.StringVar(&c.grpcGroup, "grpc-unix-group", "", "group that may connect to --grpc-unix, with tokens")
@@ -93,6 +96,7 @@ func (c *config) register(f *pflag.FlagSet) {
 	f.Float64Var(&c.buildCPUs, "build-cpus", 0, "CPUs of a RUN step (default no limit)")
 	f.Int64Var(&c.buildPids, "build-pids", 32768, "processes of a RUN step; 0 for no limit")
 	f.DurationVar(&c.buildTimeout, "build-timeout", time.Hour, "longest time of one build; 0 for no limit")
+	f.DurationVar(&c.keepFailed, "keep-failed", 15*time.Minute, "how long what a failed RUN step leaves is kept for slipway builds shell; 0 keeps nothing")
 	f.DurationVar(&c.drainTimeout, "drain-timeout", 10*time.Minute, "how long SIGTERM lets running builds go on")
 	f.DurationVar(&c.clientGrace, "client-grace", time.Minute, "how long a build goes on when its client is gone and may come back; 0 cancels it at once")
 	f.StringVar(&c.runc, "runc", "runc", "runc binary")
@@ -202,6 +206,9 @@ func (c *config) check() error {
 	}
 	if c.clientGrace < 0 {
 		return fmt.Errorf("--client-grace: %v is no length of time", c.clientGrace)
+	}
+	if c.keepFailed < 0 {
+		return fmt.Errorf("--keep-failed: %v is no length of time", c.keepFailed)
 	}
 	for _, s := range c.allowEgress {
 		p, err := netip.ParsePrefix(s)

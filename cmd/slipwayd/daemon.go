@@ -30,6 +30,7 @@ import (
 	"github.com/slipwayhq/slipway/builder/layer"
 	"github.com/slipwayhq/slipway/builder/prebuilt"
 	"github.com/slipwayhq/slipway/builder/sandbox"
+	"github.com/slipwayhq/slipway/builder/shell"
 	"github.com/slipwayhq/slipway/fleet"
 	"github.com/slipwayhq/slipway/layercache"
 	slipwayv1 "github.com/slipwayhq/slipway/proto/slipway/v1"
@@ -58,6 +59,7 @@ type daemon struct {
 	engine    fleet.Engine
 	records   *records.Store
 	pulls     *server.PullLog
+	keeper    *shell.Keeper
 	runner    *sandbox.Runner
 	git       *gitfetch.Fetcher
 	buildkit  *buildkit.Engine
@@ -77,7 +79,7 @@ func start(ctx context.Context, c *config, log *slog.Logger) (*daemon, error) {
 	d := &daemon{config: c, log: log, metrics: prometheus.NewRegistry()}
 	for _, open := range []func(context.Context) error{
 		d.openRoot, d.listen, d.openDatabase, d.openTokens, d.openMetrics, d.openCache, d.openRegistry,
-		d.openPush, d.openFleet, d.openRecords, d.openApps, d.openPulls, d.openSandbox, d.openGit, d.openBuildKit, d.openServer,
+		d.openPush, d.openFleet, d.openRecords, d.openApps, d.openPulls, d.openSandbox, d.openKeeper, d.openGit, d.openBuildKit, d.openServer,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, d.close())
@@ -236,7 +238,11 @@ func ignoreClosed(f func() error) func() error {
 }
 
 func (d *daemon) openDatabase(ctx context.Context) (err error) {
-	if d.db, err = sqldb.Open(ctx, d.dir("records.db")); err != nil {
+	url := d.config.database
+	if url == "" {
+		url = d.dir("records.db")
+	}
+	if d.db, err = sqldb.Open(ctx, url); err != nil {
 		return err
 	}
 	d.closing(d.db.Close)
@@ -300,12 +306,8 @@ func (d *daemon) openFleet(ctx context.Context) (err error) {
 }
 
 func (d *daemon) openRecords(ctx context.Context) (err error) {
-	d.records, err = records.Open(ctx, d.dir("records.db"))
-	if err != nil {
-		return err
-	}
-	d.closing(d.records.Close)
-	return nil
+	d.records, err = records.New(ctx, d.db)
+	return err
 }
 
 // openPulls starts to note what environments pull.
@@ -343,10 +345,11 @@ func (d *daemon) openServer(ctx context.Context) error {
 		Mirrors: d.config.mirrorURLs, Insecure: d.config.insecureRegs, Log: d.log,
 		IsLocal: d.isLocal, Local: d.localBase, Denied: func(err error) bool { return errors.Is(err, registry.ErrNotFound) },
 	})
+	unpacker := &layer.Unpacker{}
 	pipeline := classic.New(classic.Options{
 		Bases:    bases,
-		Unpacker: &layer.Unpacker{}, Runner: d.runner, Network: d.config.networkMode, Fetch: fetch, Git: d.git,
-		Limits:  sandbox.Limits{Memory: d.config.buildMemoryBytes, CPUs: d.config.buildCPUs, Pids: d.config.buildPids},
+		Unpacker: unpacker, Keep: d.keeper, Runner: d.runner, Network: d.config.networkMode, Fetch: fetch, Git: d.git,
+		Limits:  d.stepLimits(),
 		Scratch: d.dir("views"), Observe: d.counts, Log: d.log,
 	})
 	b := builder.New(builder.Options{
@@ -360,6 +363,7 @@ func (d *daemon) openServer(ctx context.Context) error {
 	})
 	d.server = server.New(server.Options{
 		Version: version, Auth: d.authority, Tokens: d.authority, Issuer: d.authority, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
+		Shells: d.keeper, Commands: d.commands(bases, unpacker),
 		Registry: d.host, Repository: d.ownRepository, Images: registryImages{d.registry}, Pulls: d.pulls, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
@@ -460,7 +464,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			d.log.Warn("collect", "err", err)
 		}
 	})
-	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "gzip", compress.GzipMaker)
+	d.log.Info("slipwayd is ready", "version", version, "grpc", d.grpcAddr.Addr().String(), "http", d.httpAddr.Addr().String(), "registry", d.host, "root", d.config.root, "database", d.db.String(), "gzip", compress.GzipMaker)
 
 	select {
 	case <-ctx.Done():
@@ -494,6 +498,7 @@ func (d *daemon) drain(g *grpc.Server, stopWork context.CancelFunc, workers *syn
 	defer hard.Stop()
 	d.api.Drain()
 	workers.Wait()
+	d.keeper.Close(context.Background())
 	ended := make(chan struct{})
 	go func() { g.GracefulStop(); close(ended) }()
 	select {

@@ -47,7 +47,7 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 		return 1
 	}
-	return m.Run()
+	return postgres.Main(m)
 }
 
 // need skips a test that cannot run here, and fails it in CI, where all must

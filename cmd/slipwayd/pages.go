@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -55,7 +58,11 @@ func (d *daemon) oidc() (*web.OIDC, error) {
 	if c.oidcIssuer == "" {
 		return nil, nil
 	}
-	o := &web.OIDC{Issuer: c.oidcIssuer, ClientID: c.oidcClient, Scopes: c.oidcScopes}
+	client, err := c.oidcHTTP()
+	if err != nil {
+		return nil, err
+	}
+	o := &web.OIDC{HTTP: client, Issuer: c.oidcIssuer, ClientID: c.oidcClient, Scopes: c.oidcScopes}
 	if c.oidcSecret != "" {
 		secret, err := os.ReadFile(c.oidcSecret)
 		if err != nil {
@@ -64,4 +71,26 @@ func (d *daemon) oidc() (*web.OIDC, error) {
 		o.Secret = strings.TrimSpace(string(secret))
 	}
 	return o, nil
+}
+
+// oidcHTTP is how the pages speak to the provider; nil for what the system
+// trusts.
+func (c *config) oidcHTTP() (*http.Client, error) {
+	if c.oidcCA == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(c.oidcCA)
+	if err != nil {
+		return nil, fmt.Errorf("--oidc-ca: %w", err)
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("--oidc-ca: %s holds no PEM certificate", c.oidcCA)
+	}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	return &http.Client{Transport: t, Timeout: 15 * time.Second}, nil
 }

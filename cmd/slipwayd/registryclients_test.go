@@ -4,8 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,121 +22,30 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
-	slipwayd "github.com/slipwayhq/slipway/cmd/slipwayd"
-	"github.com/slipwayhq/slipway/registry"
 	"github.com/slipwayhq/slipway/tokens"
 )
 
-// A purse has tokens that can be revoked.
-type purse struct {
-	mu      sync.Mutex
-	byID    map[string]tokens.Principal
-	byValue map[string]string // value → ID
-	lives   map[string]life
-}
-
-type life struct {
-	context.Context
-	end context.CancelFunc
-}
-
-// issue returns a fresh token of org acme.
-func (p *purse) issue(typ, app string) (id, value string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	value, id = tokens.New(tokens.Prefix(typ)), fmt.Sprintf("tok_%d", len(p.byID))
-	scopes := tokens.Scopes(typ)
-	p.byID[id] = tokens.Principal{ID: id, Org: "acme", Type: typ, App: app, Scopes: scopes}
-	p.byValue[value] = id
-	ctx, end := context.WithCancel(context.Background())
-	p.lives[id] = life{ctx, end}
-	return id, value
-}
-
-func (p *purse) revoke(id string) { p.lives[id].end() }
-
-// Authenticate implements tokens.Authenticator.
-func (p *purse) Authenticate(ctx context.Context, value string) (tokens.Principal, error) {
-	if _, err := tokens.Check(value); err != nil {
-		return tokens.Principal{}, err
+// issue makes a token, or an environment with one, and returns its ID and value.
+func (c *client) issue(args ...string) (id, value string) {
+	c.t.Helper()
+	var made struct {
+		ID      string `json:"id"`
+		TokenID string `json:"token_id"` // of an environment
+		Token   string `json:"token"`
 	}
-	p.mu.Lock()
-	id := p.byValue[value]
-	p.mu.Unlock()
-	return p.Principal(ctx, id)
-}
-
-// Principal returns whom the token of that ID stands for.
-func (p *purse) Principal(_ context.Context, id string) (tokens.Principal, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	one, ok := p.byID[id]
-	switch {
-	case !ok:
-		return tokens.Principal{}, tokens.ErrUnauthorized
-	case p.lives[id].Err() != nil:
-		return tokens.Principal{}, fmt.Errorf("%w: token revoked", tokens.ErrUnauthorized)
+	r := c.slipway(append(args, "--json")...)
+	if r.code() != exitDone {
+		c.t.Fatalf("%q: %s", args, r.text())
 	}
-	return one, nil
+	r.value(&made)
+	return made.ID + made.TokenID, made.Token
 }
 
-// Allow decides without a record.
-func (*purse) Allow(_ context.Context, p tokens.Principal, action, app string) error {
-	return tokens.Allow(p, action, app)
-}
-
-// Watch implements registry.Watcher.
-func (p *purse) Watch(ctx context.Context, id string) context.Context {
-	ctx, cancel := context.WithCancel(ctx)
-	context.AfterFunc(p.lives[id], cancel)
-	return ctx
-}
-
-// A hub is a registry with the daemon's rules.
-type hub struct {
-	*purse
-	registry *registry.Registry
-	host     string
-
-	mu     sync.Mutex
-	events []registry.Event
-}
-
-func newHub(t *testing.T) *hub {
-	t.Helper()
-	h := &hub{purse: &purse{byID: map[string]tokens.Principal{}, byValue: map[string]string{}, lives: map[string]life{}}}
-	access := slipwayd.RegistryAccess(h.purse, func(context.Context, string, *tokens.Principal) (string, error) { return "acme", nil })
-	var err error
-	h.registry, err = registry.Open(t.Context(), registry.Options{Root: t.TempDir(), Access: access, Host: "registry.test", OnManifest: func(_ context.Context, e registry.Event) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.events = append(h.events, e)
-	}})
-	if err != nil {
-		t.Fatal(err)
+func (c *client) revoke(id string) {
+	c.t.Helper()
+	if r := c.slipway("tokens", "revoke", id); r.code() != exitDone {
+		c.t.Fatal(r.text())
 	}
-	server := httptest.NewServer(h.registry.Handler())
-	h.host = strings.TrimPrefix(server.URL, "http://")
-	t.Cleanup(func() {
-		server.Close()
-		if err := h.registry.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return h
-}
-
-// pulled reports whether a manifest of the repository was asked for with the
-// token.
-func (h *hub) pulled(id, repository string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, e := range h.events {
-		if e.Token == id && e.Repository == repository && e.Method != http.MethodPut && e.Digest != "" && e.Remote == "127.0.0.1" {
-			return true
-		}
-	}
-	return false
 }
 
 // A shopper is an unmodified client of registries. Its functions return what it
@@ -145,7 +54,8 @@ type shopper struct {
 	name string
 	push func(token, ref string) (string, error)
 	pull func(token, ref string) (string, error)
-	mute bool // shows the status of what was refused, but not why
+	drop func(token, ref string) (string, error) // deletes a tag, or the image with it; nil if it cannot
+	mute bool                                    // shows the status of what was refused, but not why
 }
 
 // seed is the name of the image in the archive that clients push.
@@ -193,18 +103,20 @@ func TestRegistryClients(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			goShopping(t, newHub(t), c.open(t, archive))
+			goShopping(t, startDaemon(t), c.open(t, archive))
 		})
 	}
 }
 
 // goShopping does with a client what its tokens let it do, and more.
-func goShopping(t *testing.T, h *hub, c shopper) {
-	deployID, deploy := h.issue(tokens.TypeDeploy, "shop")
-	readerID, reader := h.issue(tokens.TypeReadOnly, "")
-	_, shell := h.issue(tokens.TypeSSH, "")
-	_, org := h.issue(tokens.TypeOrg, "")
-	steps := []struct {
+func goShopping(t *testing.T, d *daemon, c shopper) {
+	admin := d.client()
+	deployID, deploy := admin.issue("tokens", "create", "deploy", "-a", "shop")
+	readerID, reader := admin.issue("tokens", "create", "readonly")
+	envID, env := admin.issue("envs", "create", "production")
+	_, writer := admin.issue("tokens", "create", "registry", "--permission", "read-write")
+	_, shell := admin.issue("tokens", "create", "ssh")
+	for _, s := range []struct {
 		what  string
 		do    func(token, ref string) (string, error)
 		token string
@@ -214,36 +126,39 @@ func goShopping(t *testing.T, h *hub, c shopper) {
 		{"push with its app's token", c.push, deploy, "shop:v1", ""},
 		{"pull with its app's token", c.pull, deploy, "shop:v1", ""},
 		{"push to another app", c.push, deploy, "blog:v1", `denied|403`}, // the first answer has no body
-		{"push to another app with a token for all", c.push, org, "blog:v1", ""},
+		{"push to another app with a token for all", c.push, writer, "blog:v1", ""},
 		{"pull another app", c.pull, deploy, "blog:v1", `for app "shop", not "blog"`},
 		{"pull with a readonly token", c.pull, reader, "shop:v1", ""},
+		{"pull with an environment's token", c.pull, env, "shop:v1", ""},
 		{"push with a readonly token", c.push, reader, "shop:v2", "lacks the scope registry:push"},
 		{"pull with an ssh token", c.pull, shell, "shop:v1", "lacks the scope registry:pull"},
-		{"pull with something else", c.pull, "hunter2", "shop:v1", "malformed token"},
 		{"pull with a mistyped token", c.pull, reader[:len(reader)-1] + "-", "shop:v1", "malformed token"},
 		{"pull with a forged token", c.pull, tokens.New("so_"), "shop:v1", "token not recognized"},
-	}
-	for _, s := range steps {
-		out, err := s.do(s.token, h.host+"/"+s.ref)
+	} {
+		out, err := s.do(s.token, d.http+"/"+s.ref)
 		c.check(t, s.what, out, err, s.want)
 	}
-	h.revoke(readerID)
-	out, err := c.pull(reader, h.host+"/shop:v1")
+	admin.revoke(readerID)
+	out, err := c.pull(reader, d.http+"/shop:v1")
 	c.check(t, "pull with a revoked token", out, err, "token revoked")
-	h.revoke(deployID)
-	out, err = c.push(deploy, h.host+"/shop:v3")
+	admin.revoke(deployID)
+	out, err = c.push(deploy, d.http+"/shop:v3")
 	c.check(t, "push with a revoked token", out, err, "token revoked")
-
-	repository, err := h.registry.Repository("shop")
-	if err != nil {
-		t.Fatal(err)
+	if tags := d.tags("shop"); fmt.Sprint(tags) != "[v1]" {
+		t.Errorf("the registry has %v", tags)
 	}
-	if tags, err := repository.Tags(t.Context()); err != nil || fmt.Sprint(tags) != "[v1]" {
-		t.Errorf("the registry has %v, %v", tags, err)
+	if c.drop != nil {
+		out, err := c.drop(writer, d.http+"/shop:v1")
+		c.check(t, "delete with a registry token", out, err, "registry:delete|403")
+		out, err = c.drop(d.token, d.http+"/shop:v1")
+		c.check(t, "delete with the admin's token", out, err, "")
+		if tags := d.tags("shop"); len(tags) > 0 {
+			t.Errorf("deleted; the registry has %v", tags)
+		}
 	}
-	if !h.pulled(deployID, "shop") || !h.pulled(readerID, "shop") || h.pulled(deployID, "blog") {
-		t.Errorf("events %+v", h.events)
-	}
+	poll(t, 10*time.Second, "the pull to be recorded", func() bool {
+		return strings.Contains(admin.slipway("envs", "history", "production", "--json").text(), `"token_id":"`+envID+`"`)
+	})
 }
 
 // check holds what a client printed to a pattern, or to success if that is
@@ -302,6 +217,7 @@ func craneClient(t *testing.T, archive string) shopper {
 		name: "crane",
 		push: func(token, ref string) (string, error) { return as(token, ref, "push", archive, ref) },
 		pull: func(token, ref string) (string, error) { return as(token, ref, "pull", ref, os.DevNull) },
+		drop: func(token, ref string) (string, error) { return as(token, ref, "delete", ref) },
 	}
 }
 
@@ -321,6 +237,9 @@ func skopeoClient(t *testing.T, archive string) shopper {
 		},
 		pull: func(token, ref string) (string, error) {
 			return as(token, ref, "docker://"+ref, "dir:"+t.TempDir())
+		},
+		drop: func(token, ref string) (string, error) {
+			return skopeo("", "delete", "--tls-verify=false", "--creds", "anyone:"+token, "docker://"+ref)
 		},
 	}
 }
@@ -441,42 +360,72 @@ func serveUntilEnd(t *testing.T, socket, server string, args ...string) {
 	})
 }
 
-// TestBearerOfRevokedToken revokes a token between two requests of one client.
-func TestBearerOfRevokedToken(t *testing.T) {
+// TestRevokedInBetween revokes a token between two requests of one client, and
+// while a third is under way.
+func TestRevokedInBetween(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
-	id, value := h.issue(tokens.TypeOrg, "")
-	ask := func(path string, auth func(*http.Request)) (int, string) {
-		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+h.host+path, nil)
-		if err != nil {
+	d := startDaemon(t)
+	admin := d.client()
+	id, value := admin.issue("tokens", "create", "org")
+	var grant struct{ Token string }
+	if status, body, _ := d.ask(t, "GET", "/v2/token?scope=registry:catalog:*&scope=repository:shop:pull,push", nil, func(r *http.Request) { r.SetBasicAuth("anyone", value) }); status != 200 || json.Unmarshal([]byte(body), &grant) != nil {
+		t.Fatal(status, body)
+	}
+	bearer := func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+grant.Token) }
+	if status, body, _ := d.ask(t, "GET", "/v2/_catalog", nil, bearer); status != 200 {
+		t.Errorf("before: %d %s", status, body)
+	}
+	_, _, upload := d.ask(t, "POST", "/v2/shop/blobs/uploads/", nil, bearer)
+	body, feed := io.Pipe()
+	ended := make(chan string, 1)
+	go func() {
+		status, text, _ := d.ask(t, "PATCH", upload, body, bearer)
+		ended <- fmt.Sprint(status, text)
+	}()
+	chunk := make([]byte, 1<<20)
+	for range 32 { // more than sockets hold: the daemon is at it
+		if _, err := feed.Write(chunk); err != nil {
 			t.Fatal(err)
 		}
-		auth(req)
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		var body struct {
-			Token  string
-			Errors []struct{ Message string }
-		}
-		if err := json.NewDecoder(resp.Body).Decode(&body); err != nil {
-			t.Fatal(err)
-		}
-		if len(body.Errors) > 0 {
-			return resp.StatusCode, body.Errors[0].Message
-		}
-		return resp.StatusCode, body.Token
 	}
-	_, bearer := ask("/v2/token?scope=registry:catalog:*", func(r *http.Request) { r.SetBasicAuth("anyone", value) })
-	with := func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+bearer) }
-	if status, message := ask("/v2/_catalog", with); status != 200 {
-		t.Errorf("before: %d %s", status, message)
+	go func() {
+		for { // until the connection breaks, or the test ends
+			if _, err := feed.Write(chunk); err != nil {
+				return
+			}
+		}
+	}()
+	admin.revoke(id)
+	select {
+	case got := <-ended:
+		if strings.HasPrefix(got, "2") || strings.HasPrefix(got, "401") {
+			t.Errorf("the upload was answered: %s", got)
+		}
+	case <-time.After(time.Second):
+		t.Error("the upload went on")
 	}
-	h.revoke(id)
-	if status, message := ask("/v2/_catalog", with); status != 401 || !strings.Contains(message, "token revoked") {
-		t.Errorf("after: %d %s", status, message)
+	feed.Close()
+	if status, body, _ := d.ask(t, "GET", "/v2/_catalog", nil, bearer); status != 401 || !strings.Contains(body, "token revoked") {
+		t.Errorf("after: %d %s", status, body)
 	}
+}
+
+// ask sends a request to the registry, and returns the answer with the place that
+// it points to. The status is 0 if there is none.
+func (d *daemon) ask(t *testing.T, method, path string, body io.Reader, auth func(*http.Request)) (status int, text, location string) {
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+d.http+path, body)
+	if err != nil {
+		return 0, err.Error(), ""
+	}
+	auth(req)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err.Error(), ""
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err.Error(), ""
+	}
+	return resp.StatusCode, string(raw), resp.Header.Get("Location")
 }

@@ -275,20 +275,27 @@ func TestBuildctl(t *testing.T) {
 		c.build(dockerfile("FROM busybox", "RUN --security=insecure true").write(t)).refused(t, "security.insecure is not allowed")
 	})
 	t.Run("cache mount", func(t *testing.T) {
-		step := func(app string) string {
-			files := dockerfile("FROM busybox", "RUN --mount=type=cache,target=/c echo "+app+" >> /c/log && cat /c/log > /seen")
+		step := func(app, word string, args ...string) string {
+			files := dockerfile("FROM busybox", "RUN --mount=type=cache,target=/c echo "+word+" >> /c/log && cat /c/log > /seen")
 			name := app + ":" + strings.ToLower(rand.Text())
-			r := c.build(files.write(t), "--no-cache", "--output", "type=image,push=true,name="+d.http+"/"+name)
+			r := c.build(files.write(t), append(args, "--output", "type=image,push=true,name="+d.http+"/"+name)...)
 			return fileOf(t, c.image(t, name, r.ok(t)), "seen")
 		}
-		if got := step("one"); got != "one\n" {
-			t.Errorf("first %q", got)
-		}
-		if got := step("one"); got != "one\none\n" {
-			t.Errorf("second %q", got)
-		}
-		if got := step("two"); got != "two\n" {
-			t.Errorf("another app saw %q", got)
+		for _, tc := range []struct {
+			app, word, want string
+			args            []string
+		}{
+			{"one", "1", "1\n", nil},
+			{"one", "2", "1\n2\n", nil},
+			{"two", "3", "3\n", nil},
+			// As BuildKit does by itself, and for the app alone.
+			{"one", "4", "4\n", []string{"--no-cache"}},
+			{"one", "5", "4\n5\n", nil},
+			{"two", "6", "3\n6\n", nil},
+		} {
+			if got := step(tc.app, tc.word, tc.args...); got != tc.want {
+				t.Errorf("%s of app %s with %v saw %q, want %q", tc.word, tc.app, tc.args, got, tc.want)
+			}
 		}
 	})
 	t.Run("outputs", func(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/slipwayhq/slipway/sqldb"
 )
 
 // Decisions about environments that callers take.
@@ -26,29 +28,28 @@ type Environment struct {
 // CreateEnvironment adds an environment. One that was deleted begins again,
 // with what had been recorded of it. [ErrEnvironmentExists] if it is there.
 func (s *Store) CreateEnvironment(ctx context.Context, e Environment) error {
-	res, err := s.db.ExecContext(ctx, `insert into environments (org, name, created_by, created) values ($1, $2, $3, $4)
+	n, err := s.db.Exec(ctx, `insert into environments (org, name, created_by, created) values ($1, $2, $3, $4)
 		on conflict (org, name) do update set created_by = excluded.created_by, created = excluded.created, deleted = 0
 		where environments.deleted <> 0`, e.Org, e.Name, e.CreatedBy, e.Created.UnixMilli())
-	return one(res, err, ErrEnvironmentExists, "record environment "+e.Name)
+	return one(n, err, ErrEnvironmentExists, "record environment "+e.Name)
 }
 
 // DeleteEnvironment marks an environment as deleted; what was recorded of it
 // stays. [ErrNoEnvironment] if there is none, or no more.
 func (s *Store) DeleteEnvironment(ctx context.Context, org, name string, at time.Time) error {
-	res, err := s.db.ExecContext(ctx, `update environments set deleted = $1 where org = $2 and name = $3 and deleted = 0`, at.UnixMilli(), org, name)
-	return one(res, err, ErrNoEnvironment, "delete environment "+name)
+	n, err := s.db.Exec(ctx, `update environments set deleted = $1 where org = $2 and name = $3 and deleted = 0`, at.UnixMilli(), org, name)
+	return one(n, err, ErrNoEnvironment, "delete environment "+name)
 }
 
 // one returns none if a statement changed no row.
-func one(res sql.Result, err, none error, what string) error {
+func one(n int64, err, none error, what string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	n, err := res.RowsAffected()
-	if err == nil && n == 0 {
+	if n == 0 {
 		return none
 	}
-	return err
+	return nil
 }
 
 const selectEnvironment = `select org, name, created_by, created, deleted from environments`
@@ -56,7 +57,7 @@ const selectEnvironment = `select org, name, created_by, created, deleted from e
 // Environment returns an environment, also one that was deleted, or
 // [ErrNoEnvironment].
 func (s *Store) Environment(ctx context.Context, org, name string) (Environment, error) {
-	e, err := scanEnvironment(s.db.QueryRowContext(ctx, selectEnvironment+` where org = $1 and name = $2`, org, name))
+	e, err := scanEnvironment(s.db.QueryRow(ctx, selectEnvironment+` where org = $1 and name = $2`, org, name))
 	if errors.Is(err, sql.ErrNoRows) {
 		return e, ErrNoEnvironment
 	}
@@ -65,33 +66,12 @@ func (s *Store) Environment(ctx context.Context, org, name string) (Environment,
 
 // Environments returns those of an org that were not deleted, by name.
 func (s *Store) Environments(ctx context.Context, org string) ([]Environment, error) {
-	return collect(ctx, s.db, scanEnvironment, selectEnvironment+` where org = $1 and deleted = 0 order by name`, org)
+	return sqldb.Collect(s.db.Query(ctx, selectEnvironment+` where org = $1 and deleted = 0 order by name`, org), scanEnvironment)
 }
 
-func scanEnvironment(row scanner) (e Environment, err error) {
+func scanEnvironment(row sqldb.Row) (e Environment, err error) {
 	var created, deleted int64
 	err = row.Scan(&e.Org, &e.Name, &e.CreatedBy, &created, &deleted)
 	e.Created, e.Deleted = at(created), at(deleted)
 	return e, err
-}
-
-// A scanner is a row of an answer.
-type scanner interface{ Scan(...any) error }
-
-// collect returns all rows of an answer.
-func collect[T any](ctx context.Context, db *sql.DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
-	rows, err := db.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var all []T
-	for rows.Next() {
-		v, err := scan(rows)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, v)
-	}
-	return all, rows.Err()
 }

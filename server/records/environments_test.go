@@ -136,8 +136,10 @@ func environments(t *testing.T, open func(*testing.T) (*records.Store, func() *r
 		}
 		elsewhere := release("production", "sha256:5")
 		elsewhere.Org = "globex"
-		if r, err := s.Release(ctx, elsewhere); err != nil || r.Version != 1 {
-			t.Errorf("of another org: %+v, %v", r, err)
+		for v := range int64(5) {
+			if r, err := s.Release(ctx, elsewhere); err != nil || r.Version != v+1 {
+				t.Errorf("of another org: %+v, %v", r, err)
+			}
 		}
 		check(t, s.Close())
 		s = again()
@@ -182,7 +184,7 @@ func environments(t *testing.T, open func(*testing.T) (*records.Store, func() *r
 			t.Errorf("by number: %+v, %v", r, err)
 		}
 		for _, err := range []error{
-			second(s.ReleaseOf(ctx, "acme", "staging", "shop", "sha256:1")), second(s.ReleaseNumber(ctx, "globex", "production", "shop", 2)),
+			second(s.ReleaseOf(ctx, "acme", "staging", "shop", "sha256:1")), second(s.ReleaseNumber(ctx, "globex", "production", "shop", 6)),
 		} {
 			if !errors.Is(err, records.ErrNoRelease) {
 				t.Errorf("not there: %v", err)

@@ -1,7 +1,7 @@
 // Package records keeps the records of builds in SQL: who asked for what, how
 // far it is, how it ended; what was released to which environment, and what was
-// pulled from there. The text of all statements suits SQLite and PostgreSQL
-// alike. Read [Store] first.
+// pulled from there. Its database is of either kind that sqldb opens. Read
+// [Store] first.
 package records
 
 import (
@@ -11,12 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
-	"os"
 	"time"
 
-	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"github.com/slipwayhq/slipway/sqldb"
 )
 
 // Decisions that callers take.
@@ -58,81 +55,59 @@ func (b *Build) Done() bool {
 }
 
 // A Store keeps records. It is safe for concurrent use.
-type Store struct{ db *sql.DB }
+type Store struct {
+	db    *sqldb.DB
+	close func() error
+}
 
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Open opens the SQLite database in a file, making or migrating it. What a
-// call acknowledged survives a loss of power. Nobody but the file's owner may
-// read it.
-func Open(ctx context.Context, file string) (*Store, error) {
-	if err := protect(file); err != nil {
-		return nil, fmt.Errorf("database %s: %w", file, err)
-	}
-	// Escaped, for the name of a directory may hold a question mark.
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)&_txlock=immediate")
+// New returns the store in a database, whose tables it makes or migrates. The
+// caller closes the database, after the last use of the store.
+func New(ctx context.Context, db *sqldb.DB) (*Store, error) {
+	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return nil, err
 	}
-	// One writer at a time is all that SQLite has; more only wait.
-	db.SetMaxOpenConns(4)
-	if err := migrate(ctx, db); err != nil {
-		return nil, errors.Join(fmt.Errorf("database %s: %w", file, err), db.Close())
+	// The name of the table is of a time when nobody else used the database.
+	if err := db.Migrate(ctx, files, "goose_db_version"); err != nil {
+		return nil, err
 	}
-	return &Store{db}, nil
+	return &Store{db, func() error { return nil }}, nil
 }
 
-// protect makes the database file before SQLite does, with a mode of its own,
-// and mends that of one that is there. SQLite gives its other files the mode of
-// the first. An existing file is not opened: closing it would take away the
-// locks that this process may have on it.
-func protect(file string) error {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err == nil {
-		return f.Close()
-	}
-	if !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if err := os.Chmod(file+suffix, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-func migrate(ctx context.Context, db *sql.DB) error {
-	files, err := fs.Sub(migrations, "migrations")
+// Open is New in a database of the store's own, which Close closes.
+func Open(ctx context.Context, url string) (*Store, error) {
+	db, err := sqldb.Open(ctx, url)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, db, files)
+	s, err := New(ctx, db)
 	if err != nil {
-		return err
+		return nil, errors.Join(err, db.Close())
 	}
-	_, err = p.Up(ctx)
-	return err
+	s.close = db.Close
+	return s, nil
 }
 
-// Close closes the store.
-func (s *Store) Close() error { return s.db.Close() }
+// Close ends the use of the store.
+func (s *Store) Close() error { return s.close() }
 
 // Create adds a queued build. If its idempotency key is taken in its app, it
 // returns the build that has it, and [ErrExists].
 func (s *Store) Create(ctx context.Context, b Build) (*Build, error) {
 	key := sql.NullString{String: b.IdempotencyKey, Valid: b.IdempotencyKey != ""}
-	res, err := s.db.ExecContext(ctx, `insert into builds (id, org, app, status, pipeline, created_by, created, idempotency_key, plan)
+	n, err := s.db.Exec(ctx, `insert into builds (id, org, app, status, pipeline, created_by, created, idempotency_key, plan)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (org, app, idempotency_key) do nothing`,
 		b.ID, b.Org, b.App, Queued, b.Pipeline, b.CreatedBy, b.Created.UnixMilli(), key, number(b.Plan))
 	if err != nil {
 		return nil, fmt.Errorf("record build %s: %w", b.ID, err)
 	}
-	if n, err := res.RowsAffected(); err != nil || n == 1 {
-		return &b, err
+	if n == 1 {
+		return &b, nil
 	}
-	row := s.db.QueryRowContext(ctx, selectBuild+` where org = $1 and app = $2 and idempotency_key = $3`, b.Org, b.App, b.IdempotencyKey)
+	row := s.db.QueryRow(ctx, selectBuild+` where org = $1 and app = $2 and idempotency_key = $3`, b.Org, b.App, b.IdempotencyKey)
 	old, err := scan(row)
 	if err != nil {
 		return nil, err
@@ -142,13 +117,13 @@ func (s *Store) Create(ctx context.Context, b Build) (*Build, error) {
 
 // Start marks a queued build as running.
 func (s *Store) Start(ctx context.Context, id string, at time.Time) error {
-	_, err := s.db.ExecContext(ctx, `update builds set status = $1, started = $2 where id = $3 and status = $4`, Running, at.UnixMilli(), id, Queued)
+	_, err := s.db.Exec(ctx, `update builds set status = $1, started = $2 where id = $3 and status = $4`, Running, at.UnixMilli(), id, Queued)
 	return err
 }
 
 // End records how a build ended. Only the first end counts.
 func (s *Store) End(ctx context.Context, b Build) error {
-	_, err := s.db.ExecContext(ctx, endBuild, endArgs(&b)...)
+	_, err := s.db.Exec(ctx, endBuild, endArgs(&b)...)
 	if err != nil {
 		return fmt.Errorf("record end of build %s: %w", b.ID, err)
 	}
@@ -165,7 +140,7 @@ func endArgs(b *Build) []any {
 // Free lets go of a build's idempotency key, so that the next build with it
 // is another one.
 func (s *Store) Free(ctx context.Context, id string) error {
-	_, err := s.db.ExecContext(ctx, `update builds set idempotency_key = null where id = $1`, id)
+	_, err := s.db.Exec(ctx, `update builds set idempotency_key = null where id = $1`, id)
 	if err != nil {
 		return fmt.Errorf("free key of build %s: %w", id, err)
 	}
@@ -174,7 +149,7 @@ func (s *Store) Free(ctx context.Context, id string) error {
 
 // Get returns a build of an org, or [ErrNotFound].
 func (s *Store) Get(ctx context.Context, org, id string) (*Build, error) {
-	return scan(s.db.QueryRowContext(ctx, selectBuild+` where org = $1 and id = $2`, org, id))
+	return scan(s.db.QueryRow(ctx, selectBuild+` where org = $1 and id = $2`, org, id))
 }
 
 // A Query selects builds, newest first.
@@ -201,7 +176,7 @@ func (s *Store) Unfinished(ctx context.Context) ([]*Build, error) {
 // there is none.
 func (s *Store) TagOf(ctx context.Context, org, app, digest string) (string, error) {
 	var tag string
-	err := s.db.QueryRowContext(ctx, `select tag from builds where org = $1 and app = $2 and digest = $3 and status = $4 order by id desc limit 1`,
+	err := s.db.QueryRow(ctx, `select tag from builds where org = $1 and app = $2 and digest = $3 and status = $4 order by id desc limit 1`,
 		org, app, digest, Succeeded).Scan(&tag)
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", nil
@@ -212,23 +187,10 @@ func (s *Store) TagOf(ctx context.Context, org, app, digest string) (string, err
 const selectBuild = `select id, org, app, status, pipeline, created_by, created, started, ended, digest, tag, result, coalesce(idempotency_key, ''), plan from builds`
 
 func (s *Store) query(ctx context.Context, where string, args ...any) ([]*Build, error) {
-	rows, err := s.db.QueryContext(ctx, selectBuild+where, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var all []*Build
-	for rows.Next() {
-		b, err := scan(rows)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, b)
-	}
-	return all, rows.Err()
+	return sqldb.Collect(s.db.Query(ctx, selectBuild+where, args...), scan)
 }
 
-func scan(row interface{ Scan(...any) error }) (*Build, error) {
+func scan(row sqldb.Row) (*Build, error) {
 	var b Build
 	var created, started, ended, plan int64
 	err := row.Scan(&b.ID, &b.Org, &b.App, &b.Status, &b.Pipeline, &b.CreatedBy, &created, &started, &ended, &b.Digest, &b.Tag, &b.Result, &b.IdempotencyKey, &plan)

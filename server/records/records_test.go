@@ -2,69 +2,87 @@ package records_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
-	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/slipwayhq/slipway/server/records"
+	"github.com/slipwayhq/slipway/sqldb/sqldbtest"
 )
 
-func TestSQLite(t *testing.T) {
-	contract(t, func(t *testing.T) (*records.Store, func() *records.Store) {
-		// A directory may have any name.
-		dir := filepath.Join(t.TempDir(), "what? 100%#1 &x=y")
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
+var cluster sqldbtest.Cluster
+
+func TestMain(m *testing.M) { os.Exit(cluster.Main(m)) }
+
+// opener returns what opens a store at a place of its own, and opens it again.
+func opener(place func(testing.TB) string) func(*testing.T) (*records.Store, func() *records.Store) {
+	return func(t *testing.T) (*records.Store, func() *records.Store) {
+		url := place(t)
 		open := func() *records.Store {
-			s, err := records.Open(t.Context(), filepath.Join(dir, "records.db"))
+			s, err := records.Open(t.Context(), url)
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { s.Close() })
 			return s
 		}
-		s := open()
-		if _, err := os.Stat(filepath.Join(dir, "records.db")); err != nil {
-			t.Error(err)
-		}
-		return s, open
-	})
+		return open(), open
+	}
 }
 
-// Who may not read records may not read the files that hold them either, also
-// where an earlier version made them.
-func TestFilesAreProtected(t *testing.T) {
-	for _, made := range []os.FileMode{0, 0o644} {
-		file := filepath.Join(t.TempDir(), "records.db")
-		if made != 0 {
-			for _, suffix := range []string{"", "-wal", "-shm"} {
-				if err := os.WriteFile(file+suffix, nil, made); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		s, err := records.Open(t.Context(), file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, suffix := range []string{"", "-wal", "-shm"} {
-			info, err := os.Stat(file + suffix)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if info.Mode().Perm() != 0o600 {
-				t.Errorf("made with mode %v: %s has %v", made, filepath.Base(file+suffix), info.Mode())
-			}
-		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
+func TestSQLite(t *testing.T) { contract(t, opener(sqldbtest.File)) }
+
+func TestPostgreSQL(t *testing.T) { contract(t, opener(cluster.Database)) }
+
+// What a daemon recorded before it knew of other databases is there.
+func TestDatabaseOfBefore(t *testing.T) {
+	dump, err := os.ReadFile("testdata/0002.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := sqldbtest.File(t)
+	old, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?_pragma=journal_mode(WAL)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := old.ExecContext(t.Context(), string(dump)); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := records.Open(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	at := time.UnixMilli(1_700_000_000_123).UTC()
+	want := records.Build{
+		ID: "01HF7YAT00A", Org: "default", App: "shop", Status: records.Succeeded, Pipeline: "PIPELINE_CLASSIC", CreatedBy: "admin", IdempotencyKey: "k1",
+		Created: at, Started: at.Add(time.Second), Ended: at.Add(time.Minute), Digest: "sha256:1", Tag: "v1", Result: []byte{0, 1, 255},
+	}
+	if got, err := s.Get(t.Context(), "default", want.ID); err != nil || !reflect.DeepEqual(*got, want) {
+		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	}
+	if got := ids(s.List(t.Context(), records.Query{Org: "default", Limit: 9})); got != "[01HF7YAT00B 01HF7YAT00A]" {
+		t.Errorf("listed %s", got)
+	}
+	if got := ids(s.Unfinished(t.Context())); got != "[01HF7YAT00B 01HF7YAT00C]" {
+		t.Errorf("unfinished %s", got)
+	}
+	again := records.Build{ID: "01HF7YAT00D", Org: "default", App: "shop", IdempotencyKey: "k1", Created: at}
+	if got, err := s.Create(t.Context(), again); !errors.Is(err, records.ErrExists) || got.ID != want.ID {
+		t.Errorf("its key again: %+v, %v", got, err)
+	}
+	if err := s.CreateEnvironment(t.Context(), records.Environment{Org: "default", Name: "prod", Created: at}); err != nil {
+		t.Errorf("what came later: %v", err)
 	}
 }
 

@@ -159,13 +159,8 @@ func (e *Executor) run(ctx context.Context, id string, p *sandbox.Process, root 
 			e.log.WarnContext(ctx, "release what a process used", "args", p.Args, "err", err)
 		}
 	}()
-	if err := used.addRoot(ctx, p, root); err != nil {
-		return fmt.Errorf("root file system: %w", err)
-	}
-	for _, m := range mounts {
-		if err := used.addMount(ctx, p, m); err != nil {
-			return fmt.Errorf("mount at %s: %w", m.Dest, err)
-		}
+	if err := used.addAll(ctx, p, root, mounts); err != nil {
+		return err
 	}
 	if e.opts.Watch != nil {
 		at := watched(p)
@@ -184,6 +179,36 @@ func (e *Executor) run(ctx context.Context, id string, p *sandbox.Process, root 
 	close(done)
 	resizing.Wait()
 	return e.outcome(ctx, code, err, starved, process.Meta.ValidExitCodes)
+}
+
+// Stage returns a process as Run would run it, without a console, for a caller
+// that runs it in the sandbox by other means. Its environment is SecretEnv. What
+// it stands on is there until release, which the caller calls unless there is an
+// error.
+func (e *Executor) Stage(ctx context.Context, root executor.Mount, mounts []executor.Mount, meta executor.Meta) (_ *sandbox.Process, release func() error, err error) {
+	defer rescue.Into(&err)
+	p, err := e.process(meta, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	var used resources
+	if err := used.addAll(ctx, p, root, mounts); err != nil {
+		return nil, nil, errors.Join(err, used.release())
+	}
+	return p, used.release, nil
+}
+
+// addAll makes root and mounts those of p.
+func (r *resources) addAll(ctx context.Context, p *sandbox.Process, root executor.Mount, mounts []executor.Mount) error {
+	if err := r.addRoot(ctx, p, root); err != nil {
+		return fmt.Errorf("root file system: %w", err)
+	}
+	for _, m := range mounts {
+		if err := r.addMount(ctx, p, m); err != nil {
+			return fmt.Errorf("mount at %s: %w", m.Dest, err)
+		}
+	}
+	return nil
 }
 
 // resources are what is to be given back when a process has ended.

@@ -69,6 +69,7 @@ type Client struct {
 	tokens slipwayv1.TokenServiceClient
 	orgs   slipwayv1.OrgServiceClient
 	envs   slipwayv1.EnvironmentServiceClient
+	shells slipwayv1.ShellServiceClient
 }
 
 // New returns a client of the daemon that o names. It does not connect yet:
@@ -108,6 +109,7 @@ func New(o Options) (*Client, error) {
 		tokens: slipwayv1.NewTokenServiceClient(conn),
 		orgs:   slipwayv1.NewOrgServiceClient(conn),
 		envs:   slipwayv1.NewEnvironmentServiceClient(conn),
+		shells: slipwayv1.NewShellServiceClient(conn),
 	}, nil
 }
 

@@ -224,7 +224,8 @@ func (x *AppUsage) GetLastUsed() *timestamppb.Timestamp {
 // KindUsage splits the bytes by what they are.
 type KindUsage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// kind is "layer", "snapshot", "context", "ledger", "mount" or "buildkit".
+	// kind is "layer", "snapshot", "context", "ledger", "mount",
+	// "buildkit" or "failed step".
 	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Bytes         uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Count         uint64 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
