@@ -25,6 +25,14 @@ func (c *connection) hidden() bool {
 	return c.saved != nil && c.saved.Token != "" && c.tokenFrom != fromLogin
 }
 
+// bearer returns the token, "" if there is none.
+func (c *connection) bearer(ctx context.Context) (string, error) {
+	if c.Token != "" || c.Source == nil {
+		return c.Token, nil
+	}
+	return c.Source(ctx)
+}
+
 const fromLogin = "the saved login"
 
 // connection puts flags, environment and saved logins together, in this order.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -89,8 +90,20 @@ func exchange(ctx context.Context, o client.Options, req *slipwayv1.ExchangeToke
 
 var tokenText = regexp.MustCompile(`^[A-Za-z0-9_]+$`)
 
-// exchanged returns a token for the ID token of the job that this runs in.
+// exchanging keeps the token of a run that has exchanged an ID token.
+type exchanging struct {
+	mu    sync.Mutex
+	token string
+}
+
+// exchanged returns a token for the ID token of the job that this runs in: the
+// same one each time.
 func (p *program) exchanged(ctx context.Context, o client.Options) (string, error) {
+	p.exchanging.mu.Lock()
+	defer p.exchanging.mu.Unlock()
+	if p.exchanging.token != "" {
+		return p.exchanging.token, nil
+	}
 	id, err := p.idToken(ctx, p.audience("", o.Address))
 	if err != nil {
 		return "", err
@@ -100,6 +113,7 @@ func (p *program) exchanged(ctx context.Context, o client.Options) (string, erro
 		return "", err
 	}
 	p.mask(r.GetValue())
+	p.exchanging.token = r.GetValue()
 	return r.GetValue(), nil
 }
 

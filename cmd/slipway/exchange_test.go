@@ -245,6 +245,20 @@ func TestCommandsExchange(t *testing.T) {
 	if got := d.last(); got.GetOrg() != "acme" || got.GetRule() != "ci" || len(d.asked) != 1 {
 		t.Errorf("asked with %v", d.asked)
 	}
+	p := &program{environment: &environment{getenv: func(name string) string { return c.vars[name] }}}
+	d.asked = nil
+	for range 3 {
+		conn, err := p.connection()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token, err := conn.bearer(t.Context()); token != exchangedToken || err != nil {
+			t.Errorf("bearer %q, %v", token, err)
+		}
+	}
+	if len(d.asked) != 1 {
+		t.Errorf("one run exchanged %d times", len(d.asked))
+	}
 	c.vars["SLIPWAY_ID_TOKEN"] = "bad"
 	c.want(3, "whoami", "--json")
 	c.sees(&c.stdout, "no trust rule matches this ID token", "make one")

@@ -185,7 +185,11 @@ func (d *deployment) home(ctx context.Context, c *client.Client, conn *connectio
 	}
 	host := info.GetRegistry()
 	if host != "" {
-		a.keychain = authn.NewMultiKeychain(tokenFor{host, conn.Token}, a.keychain)
+		token, err := conn.bearer(ctx)
+		if err != nil {
+			return err
+		}
+		a.keychain = authn.NewMultiKeychain(tokenFor{host, token}, a.keychain)
 	}
 	if needed {
 		d.start.Targets = []string{host + "/" + d.start.GetApp()}

@@ -291,8 +291,8 @@ func (s *mcpServer) sameMachine(next http.Handler) http.Handler {
 // callAs returns a client with a caller's token, and a program that has no
 // other.
 func (s *mcpServer) callAs(token string) (*client.Client, *program, error) {
-	p := *s.p
-	p.flags.token, p.caller = token, "the request"
+	p := &program{environment: s.p.environment, flags: s.p.flags, caller: "the request"}
+	p.flags.token = token
 	c, _, err := p.connect()
-	return c, &p, err
+	return c, p, err
 }

@@ -36,6 +36,8 @@ type program struct {
 	began  bool   // a command's own code runs: flags and arguments were fine
 	caller string // what flags.token is called if it is no flag
 	logins *logins
+
+	exchanging exchanging // for the whole run: an ID token is good for one time
 }
 
 // globals are the flags that every command has.

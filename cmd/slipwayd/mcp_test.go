@@ -467,8 +467,8 @@ func TestAgentsOverHTTP(t *testing.T) {
 		{"not a bearer", "", "", "Basic " + d.token, http.StatusUnauthorized},
 		{"empty", "", "", "Bearer ", http.StatusUnauthorized},
 		{"a wrong token", "", "", "Bearer sd_wrong", http.StatusUnauthorized},
-		{"a page that was rebound", "evil.example.com", "", "Bearer " + d.token, http.StatusForbidden},
-		{"a page of another site", "", "https://evil.example.com", "Bearer " + d.token, http.StatusForbidden},
+		{"a page that was rebound", "evil.example.com", "", "", http.StatusForbidden},
+		{"a page of another site", "", "https://evil.example.com", "", http.StatusForbidden},
 		{"localhost", "localhost:1", "", "Bearer " + d.token, http.StatusOK},
 		{"the admin", "", "", "Bearer " + d.token, http.StatusOK},
 	} {
