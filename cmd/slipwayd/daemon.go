@@ -46,7 +46,6 @@ import (
 
 // A daemon is all parts of slipwayd, started.
 type daemon struct {
-<<<<<<< HEAD
 	config    *config
 	log       *slog.Logger
 	closers   []func() error
@@ -61,6 +60,7 @@ type daemon struct {
 	records   *records.Store
 	pulls     *server.PullLog
 	keeper    *shell.Keeper
+	commands  *shell.Commands
 	runner    *sandbox.Runner
 	git       *gitfetch.Fetcher
 	buildkit  *buildkit.Engine
@@ -72,32 +72,6 @@ type daemon struct {
 	httpAddr  net.Listener
 	server    *server.Server
 	host      string // of the embedded registry
-=======
-	config   *config
-	log      *slog.Logger
-	closers  []func() error
-	metrics  *prometheus.Registry
-	counts   *server.Metrics
-	uploads  *pushd.JournalDir
-	auth     tokens.Authenticator
-	cache    *layercache.Store
-	registry *registry.Registry
-	engine   fleet.Engine
-	records  *records.Store
-	runner   *sandbox.Runner
-	keeper   *shell.Keeper
-	commands *shell.Commands
-	git      *gitfetch.Fetcher
-	buildkit *buildkit.Engine
-	api      *buildkit.API
-	tls      *tls.Config
-	clients  *x509.CertPool // that sign certificates of clients; nil for none
-	grpcAddr net.Listener
-	grpcUnix net.Listener // nil without --grpc-unix
-	httpAddr net.Listener
-	server   *server.Server
-	host     string // of the embedded registry
->>>>>>> wt-shell
 }
 
 // start opens every part, in the order in which they need each other. What
@@ -390,15 +364,9 @@ func (d *daemon) openServer(ctx context.Context) error {
 	})
 	d.openCommands(bases, unpacker)
 	d.server = server.New(server.Options{
-<<<<<<< HEAD
 		Version: version, Auth: d.authority, Tokens: d.authority, Issuer: d.authority, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
-		Shells: d.keeper, Commands: d.commands(bases, unpacker),
-		Registry: d.host, Repository: d.ownRepository, Images: registryImages{d.registry}, Pulls: d.pulls, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
-=======
-		Version: version, Auth: d.auth, Engine: d.engine, Records: d.records, Cache: d.cache, Builder: b,
 		Shells: d.keeper, Commands: d.commands,
-		Registry: d.host, Repository: d.ownRepository, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
->>>>>>> wt-shell
+		Registry: d.host, Repository: d.ownRepository, Images: registryImages{d.registry}, Pulls: d.pulls, MaxSize: d.config.maxRootFSBytes, Checks: d.checks, Metrics: d.counts, Log: d.log,
 		Grace: max(d.config.clientGrace, time.Nanosecond),
 	})
 	d.openAPI(b)
