@@ -356,6 +356,22 @@ func TestDeployToWhatMayNotBe(t *testing.T) {
 	}
 }
 
+// A key joins builds that are released to the same environment, and no others.
+func TestKeysOfEnvironments(t *testing.T) {
+	e := startEnvironments(t, 1)
+	e.create("staging", "production")
+	for i, tc := range []struct {
+		env     string
+		joined  bool
+		version uint64
+	}{{"staging", false, 1}, {"production", false, 1}, {"", false, 1}, {"staging", true, 1}, {"production", true, 1}, {"", true, 1}} {
+		c := e.call("acme", &slipwayv1.Start{App: "shop", Push: true, Release: true, Environment: tc.env, IdempotencyKey: "k"})
+		if res := c.result(); c.joined != tc.joined || res.Environment != tc.env || res.ReleaseVersion != tc.version {
+			t.Errorf("deploy %d to %q: joined %v, released v%d to %q", i, tc.env, c.joined, res.ReleaseVersion, res.Environment)
+		}
+	}
+}
+
 // Deploys that end at the same time get versions without gaps.
 func TestDeploysAtOnce(t *testing.T) {
 	e := startEnvironments(t, 4)

@@ -152,21 +152,30 @@ func (f *Front) checkStart(ctx context.Context, s *slipwayv1.Start) error {
 
 // record writes the build down, or finds the one with the same key.
 func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Build, bool, error) {
-	p, key := caller(ctx), start.IdempotencyKey
+	p := caller(ctx)
 	if err := f.claim(ctx, start); err != nil {
 		return nil, false, err
 	}
-	if start.PlanOnly {
-		key = "" // what it says is of the moment, and it must not stand for a build
-	}
 	b, err := f.opts.Records.Create(ctx, records.Build{
 		ID: ulid.Make().String(), Org: p.Org, App: start.App, Pipeline: start.Pipeline.String(), CreatedBy: p.Name,
-		Created: time.Now().UTC(), Status: records.Queued, IdempotencyKey: key, Plan: start.PlanOnly,
+		Created: time.Now().UTC(), Status: records.Queued, IdempotencyKey: recordKey(start), Plan: start.PlanOnly,
 	})
 	if errors.Is(err, records.ErrExists) {
 		return b, true, nil
 	}
 	return b, false, err
+}
+
+// recordKey is what a build shares with those that join it. A build that is
+// released to one environment does not stand for another.
+func recordKey(s *slipwayv1.Start) string {
+	switch {
+	case s.PlanOnly:
+		return "" // what it says is of the moment, and it must not stand for a build
+	case s.IdempotencyKey == "" || s.Environment == "":
+		return s.IdempotencyKey
+	}
+	return s.Environment + " " + s.IdempotencyKey
 }
 
 // claim makes the app one of the caller's org, if it is nobody's; to plan, it
