@@ -40,6 +40,7 @@ type LodgerRecord struct {
 	Used    time.Time // last
 	Parents []string  // ids of what it stands on: that goes only after it, and is of its apps too
 	InUse   bool      // not to be evicted
+	Pinned  bool      // the last build of an app needs it, and what it stands on: it goes last
 
 	// Leases by which the record holds snapshots and blobs. What others of the
 	// lodger's leases hold is in use.
@@ -47,8 +48,8 @@ type LodgerRecord struct {
 }
 
 // Lodge has a lodger counted and evicted under the store's ceiling, from now on
-// until leave: least recently used first among its records and the store's own, and
-// nothing that is in use. An org has one at a time. One that fails is logged and
+// until leave: least recently used first among its records and the store's own, what
+// last builds need after the rest, and nothing that is in use. An org has one at a time. One that fails is logged and
 // left out. Leave waits for calls of the lodger that are under way.
 //
 // What a lodger keeps that is not open, is counted as far as the disk tells and
@@ -173,7 +174,7 @@ func (g *lodging) recordID(id string) recordID {
 func (g *guest) item() *item {
 	it := &item{
 		id: g.of.recordID(g.rec.ID), bytes: g.rec.Bytes, count: 1, used: g.rec.Used,
-		guest: g,
+		guest: g, pinned: g.rec.Pinned,
 	}
 	for _, app := range g.rec.Apps {
 		it.apps = withApp(it.apps, app)

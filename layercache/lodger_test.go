@@ -126,6 +126,14 @@ func (g *guests) use(id string, inUse bool) {
 	g.put(r)
 }
 
+func (g *guests) pin(id string) {
+	g.mu.Lock()
+	r := g.records[id]
+	g.mu.Unlock()
+	r.Pinned = true
+	g.put(r)
+}
+
 func (g *guests) ids() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -258,6 +266,34 @@ func TestLodgerCeiling(t *testing.T) {
 		t.Error("the layer stays though only one is younger")
 	}
 	g.want("busy", "last")
+}
+
+// What the last build of an app needs goes last, whoever keeps it.
+func TestLodgerPinned(t *testing.T) {
+	s := open(t, layercache.Options{MaxBytes: 1_000_000})
+	c := s.Org("acme")
+	g, _ := lodge(t, c)
+	g.keep("base", "shop", 60, random(t, 100_000))
+	g.keep("image", "shop", 50, random(t, 100_000), "base")
+	g.pin("image")
+	g.keep("young", "shop", 1, random(t, 300_000))
+	k, _ := putLayer(t, t.Context(), c, "app", "one", random(t, 300_000))
+	ctx, release := leased(t, c)
+	defer release()
+	putBlob(t, ctx, c, random(t, 350_000)) // 1.15 MB
+	g.want("base", "image")
+	if !has(t, c, k) {
+		t.Error("the layer went, though what is gone is enough")
+	}
+	putBlob(t, ctx, c, random(t, 300_000))
+	g.want("base", "image")
+	if has(t, c, k) {
+		t.Error("the layer stays in the place of what a last build needs")
+	}
+	p := must(s.Prune(t.Context(), layercache.PruneOptions{OlderThan: time.Minute}))(t)
+	if g.want("base", "image"); p.Records != 0 {
+		t.Errorf("pruned %+v", p)
+	}
 }
 
 // What a lodger writes itself brings the eviction too.

@@ -241,6 +241,9 @@ func (x *imageExport) add(ctx context.Context, img *builder.Image, ref cache.Imm
 	if err != nil {
 		return err
 	}
+	if err := setImage(ref, x.build.app, x.build.job.ID); err != nil {
+		x.tenant.engine.log.WarnContext(ctx, "note the image of a build", "build", x.build.job.ID, "err", err)
+	}
 	describe(layers, img.Config)
 	size, err := x.build.charge(layers)
 	if err != nil {

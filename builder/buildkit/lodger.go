@@ -40,9 +40,12 @@ func (l *Lodger) Records(ctx context.Context) ([]layercache.LodgerRecord, error)
 	if err != nil {
 		return nil, fmt.Errorf("buildkit's records: %w", err)
 	}
+	last := lastBuilds(notes)
 	recs := make([]layercache.LodgerRecord, 0, len(usage))
 	for _, u := range usage {
-		recs = append(recs, record(u, notes[u.ID]))
+		rec := record(u, notes[u.ID])
+		rec.Pinned = notes[u.ID].of(last)
+		recs = append(recs, rec)
 	}
 	return recs, nil
 }
@@ -159,10 +162,45 @@ func setApp(md cache.RefMetadata, app string) error {
 	return md.SetString(key, app, key)
 }
 
+// imageKey begins the keys under which a record has the id of an app's last build
+// whose image it was. Ids of builds sort as they were made.
+const imageKey = "slipway.image:"
+
+// setImage notes that a ref is the image of an app's build. As with setApp, it may
+// have to be noted again.
+func setImage(md cache.RefMetadata, app, build string) error {
+	return md.SetString(imageKey+app, build, "")
+}
+
 // A note is what the metadata says of a record besides its usage.
 type note struct {
 	apps    []string
-	mutable string // the record that has its snapshot, which is not committed
+	images  map[string]string // builds by their app, as setImage has noted them; may be nil
+	mutable string            // the record that has its snapshot, which is not committed
+}
+
+// lastBuilds returns the last build of each app.
+func lastBuilds(notes map[string]*note) map[string]string {
+	last := map[string]string{}
+	for _, n := range notes {
+		for app, build := range n.images {
+			last[app] = max(last[app], build)
+		}
+	}
+	return last
+}
+
+// of reports whether the record is the image of one of the builds, by app.
+func (n *note) of(builds map[string]string) bool {
+	if n == nil {
+		return false
+	}
+	for app, build := range n.images {
+		if build == builds[app] {
+			return true
+		}
+	}
+	return false
 }
 
 func (l *Lodger) notes() (map[string]*note, error) {
@@ -172,12 +210,13 @@ func (l *Lodger) notes() (map[string]*note, error) {
 	}
 	notes := make(map[string]*note, len(all))
 	for _, item := range all {
-		notes[item.ID()] = &note{apps: appsOf(item), mutable: stringOf(item, "cache.equalMutable")}
+		notes[item.ID()] = &note{apps: appsOf(item), images: imagesOf(item), mutable: stringOf(item, "cache.equalMutable")}
 	}
 	for _, n := range notes {
 		if twin := notes[n.mutable]; twin != nil {
 			twin.apps = slices.Compact(slices.Sorted(slices.Values(append(twin.apps, n.apps...))))
 			n.apps = twin.apps
+			twin.images = n.images // a ref that is written to is nobody's image
 		}
 	}
 	return notes, nil
@@ -193,6 +232,20 @@ func appsOf(item *metadata.StorageItem) []string {
 	}
 	slices.Sort(apps)
 	return apps
+}
+
+// imagesOf returns the builds whose image a record is.
+func imagesOf(item *metadata.StorageItem) map[string]string {
+	var images map[string]string
+	for _, key := range item.Keys() {
+		if app, ok := strings.CutPrefix(key, imageKey); ok {
+			if images == nil {
+				images = map[string]string{}
+			}
+			images[app] = stringOf(item, key)
+		}
+	}
+	return images
 }
 
 func stringOf(item *metadata.StorageItem, key string) (s string) {

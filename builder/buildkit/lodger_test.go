@@ -296,6 +296,36 @@ func TestAppOfUncommitted(t *testing.T) {
 	}
 }
 
+// Of each app, the image of the last build is pinned, committed or not.
+func TestLastImageIsPinned(t *testing.T) {
+	s := openStore(t, layercache.Options{})
+	w := openWorker(t, s.Org("acme"), t.TempDir())
+	refs := map[string]cache.ImmutableRef{}
+	for _, name := range []string{"base", "old", "new", "other", "none"} {
+		refs[name] = w.mustLayer(t, nil, "shop", name, name)
+	}
+	for _, of := range [][3]string{{"old", "shop", "01"}, {"new", "shop", "02"}, {"old", "blog", "01"}, {"other", "wiki", "01"}, {"other", "wiki", "03"}, {"base", "blog", "00"}} {
+		fatal(t, setImage(refs[of[0]], of[1], of[2]))
+	}
+	check := func(when string, want map[string]bool) {
+		t.Helper()
+		recs := w.byName(t)
+		for name := range refs {
+			if recs[name].Pinned != want[name] {
+				t.Errorf("%s: %s is pinned: %v", when, name, recs[name].Pinned)
+			}
+		}
+	}
+	check("before", map[string]bool{"old": true, "new": true, "other": true})
+	fatal(t, setImage(refs["base"], "blog", "02"))
+	fatal(t, setImage(refs["none"], "wiki", "02"))
+	check("after", map[string]bool{"base": true, "new": true, "other": true})
+	for _, ref := range refs {
+		release(t, ref)
+	}
+	check("released", map[string]bool{"base": true, "new": true, "other": true})
+}
+
 // What is evicted is what was asked for, unless it is in use or stood on.
 func TestEvict(t *testing.T) {
 	root := t.TempDir()

@@ -131,3 +131,31 @@ func TestRefusedBuildSaysWhyEverywhere(t *testing.T) {
 	is(t, "ping", ping("acme//alice"), codes.Unimplemented, "use one of image")
 	is(t, "ping of another client", ping("acme//eve"), codes.NotFound, "no such job")
 }
+
+// What the image of an app's last build consists of is kept longest.
+func TestImageOfLastBuildIsPinned(t *testing.T) {
+	h := openHouse(t, 0)
+	c := h.client("acme//alice")
+	build := func(name, file string) {
+		def, err := llb.Scratch().File(llb.Mkfile("/"+file, 0o644, []byte(file))).Marshal(t.Context())
+		fatal(t, err)
+		_, err = c.Solve(t.Context(), def, client.SolveOpt{Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{"name": ownHost + "/" + name, "push": "true"}}}}, nil)
+		fatal(t, err)
+	}
+	build("shop:1", "one")
+	build("shop:2", "two")
+	build("blog:1", "three")
+	tenant, err := h.engine.tenant(t.Context(), "acme")
+	fatal(t, err)
+	recs, err := (&Lodger{Manager: tenant.worker.Worker.CacheManager(), Metadata: tenant.worker.MetadataStore}).Records(t.Context())
+	fatal(t, err)
+	var pinned []string
+	for _, r := range recs {
+		if r.Pinned {
+			pinned = append(pinned, r.What)
+		}
+	}
+	if text := fmt.Sprint(pinned); len(pinned) != 2 || !strings.Contains(text, "two") || !strings.Contains(text, "three") {
+		t.Errorf("pinned are %q of %d records", pinned, len(recs))
+	}
+}
