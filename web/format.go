@@ -23,7 +23,7 @@ func functions() template.FuncMap {
 		"exact":  exact, "iso": iso, "short": short, "percent": percent, "path": path, "join": strings.Join,
 		"status": buildStatus, "tokenStatus": tokenStatus, "drift": driftOf, "initial": initial, "add": func(a, b int) int { return a + b },
 		"blame": func(b slipwayv1.Blame) string { return strings.ToLower(strings.TrimPrefix(b.String(), "BLAME_")) },
-		"delta": delta,
+		"delta": delta, "span": span,
 	}
 }
 
