@@ -2,7 +2,9 @@ package buildkit
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	iofs "io/fs"
@@ -20,11 +22,10 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/llbsolver/ops"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/overlay"
 	buildkit "github.com/moby/buildkit/worker"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
-
-	"github.com/slipwayhq/slipway/builder/rootfs"
 )
 
 // An idleStep is a vertex and its job.
@@ -99,12 +100,17 @@ func (l *lab) look(ref cache.ImmutableRef) []string {
 			return nil
 		}))
 	})
-	upper := l.upper(ref)
-	fatal(l.T, rootfs.WriteUpper(l.Context(), tar.NewWriter(io.Discard), upper, func(h *tar.Header) error {
+	var layer bytes.Buffer
+	fatal(l.T, overlay.WriteUpperdir(l.Context(), &layer, l.upper(ref), nil))
+	for r := tar.NewReader(&layer); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return list
+		}
+		fatal(l.T, err)
+		delete(h.PAXRecords, "mtime") // it is in ModTime
 		list = append(list, fmt.Sprintf("layer: %s %c %o %d:%d %q %d %v %s", h.Name, h.Typeflag, h.Mode, h.Uid, h.Gid, h.Linkname, h.Size, h.PAXRecords, when(h.ModTime)))
-		return nil
-	}))
-	return list
+	}
 }
 
 func (l *lab) upper(ref cache.ImmutableRef) string {
