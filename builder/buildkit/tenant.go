@@ -68,6 +68,7 @@ type tenant struct {
 	builds  *builds
 	owners  *owners
 	solves  *solves
+	weights weights
 	results solver.CacheManager
 	leave   func() // the store
 	closed  context.CancelFunc
@@ -319,6 +320,14 @@ func (t *tenant) session(ctx context.Context, _ string, meta map[string][]string
 	here, there := net.Pipe()
 	t.served.Go(func() { _ = t.sessions.HandleConn(ctx, there, meta) })
 	return here, nil
+}
+
+// over says that a build has ended. After the last one, nothing is kept that
+// only the next step of one would need.
+func (t *tenant) over(b *build) {
+	if t.builds.remove(b) {
+		t.weights.drop()
+	}
 }
 
 func (t *tenant) close() error {
