@@ -19,7 +19,8 @@ import (
 // by the namespace of a call's context; callers use this one and no other.
 //
 // What is made here is kept as long as one of Leases holds it. It shares its
-// bytes with blobs and layers of the [Cache], and obeys the same collector. What
+// bytes with blobs and layers of the [Cache], and obeys the same collector. Leases
+// that are temporary, as BuildKit marks them, end with the process. What
 // is committed here may bring an eviction, in the background: callers may hold
 // locks that their [Lodger] needs.
 type Containerd struct {

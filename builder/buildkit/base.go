@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -128,11 +129,69 @@ func (t *tenant) layer(ctx context.Context, d ocispec.Descriptor) (*layer.Layer,
 	return count(ctx, t.cache, d, diffID, t.engine.opts.MaxSize, r, func(io.Reader) error { return nil })
 }
 
+// A weighed chain is what layers, lowest first, come to together.
+type weighed struct {
+	ledger *limits.Ledger
+	layers []digest.Digest // diff IDs; nil if not all of them are counted
+}
+
+// begins reports whether a chain begins with all of the layers.
+func (w *weighed) begins(chain []ocispec.Descriptor) bool {
+	if len(w.layers) == 0 || len(w.layers) > len(chain) {
+		return false
+	}
+	for i, d := range w.layers {
+		if diffID(chain[i]) != d {
+			return false
+		}
+	}
+	return true
+}
+
+func diffID(d ocispec.Descriptor) digest.Digest {
+	return digest.Digest(d.Annotations[labels.LabelUncompressed])
+}
+
+// weights keep the chain that was weighed last: the next step stands on one
+// layer more. Whoever takes it has it alone, until it is put back.
+type weights struct {
+	mu   sync.Mutex
+	last *weighed
+}
+
+// take returns what begins a chain, or nothing that was weighed.
+func (w *weights) take(chain []ocispec.Descriptor) *weighed {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if last := w.last; last != nil && last.begins(chain) {
+		w.last = nil
+		return last
+	}
+	return &weighed{ledger: limits.NewLedger(-1)}
+}
+
+// drop forgets what was put back: a tree of many paths takes its memory.
+func (w *weights) drop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.last = nil
+}
+
+func (w *weights) put(x *weighed) {
+	if x == nil || x.layers == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.last = x
+}
+
 // weigh charges the layers below a step that have been counted to a ledger; all
 // says that these are all of them. A step on nothing has an empty one.
-func (t *tenant) weigh(ctx context.Context, parent cache.ImmutableRef) (ledger *limits.Ledger, all bool) {
+func (t *tenant) weigh(ctx context.Context, parent cache.ImmutableRef) (x *weighed, all bool) {
+	none := &weighed{ledger: limits.NewLedger(-1)}
 	if parent == nil {
-		return limits.NewLedger(-1), true
+		return none, true
 	}
 	chain := parent.LayerChain()
 	defer func() { _ = chain.Release(context.WithoutCancel(ctx)) }()
@@ -142,18 +201,23 @@ func (t *tenant) weigh(ctx context.Context, parent cache.ImmutableRef) (ledger *
 			return t.weighLayers(ctx, remotes[0].Descriptors), n == len(chain)
 		}
 	}
-	return limits.NewLedger(-1), len(chain) == 0
+	return none, len(chain) == 0
 }
 
-func (t *tenant) weighLayers(ctx context.Context, layers []ocispec.Descriptor) *limits.Ledger {
-	ledger := limits.NewLedger(-1)
-	for _, d := range layers {
-		rec, err := t.cache.Layer(ctx, digest.Digest(d.Annotations[labels.LabelUncompressed]))
-		if err != nil || rec.Ledger == "" {
-			continue
+func (t *tenant) weighLayers(ctx context.Context, chain []ocispec.Descriptor) *weighed {
+	x := t.weights.take(chain)
+	whole := true
+	for _, d := range chain[len(x.layers):] {
+		rec, err := t.cache.Layer(ctx, diffID(d))
+		if err == nil && rec.Ledger != "" {
+			err = layer.Charge(ctx, t.cache, &layer.Layer{DiffID: rec.DiffID, Ledger: rec.Ledger}, x.ledger)
 		}
 		// What cannot be read is not known, as if it had never been counted.
-		_ = layer.Charge(ctx, t.cache, &layer.Layer{DiffID: rec.DiffID, Ledger: rec.Ledger}, ledger)
+		whole = whole && err == nil && rec.Ledger != ""
+		x.layers = append(x.layers, diffID(d))
 	}
-	return ledger
+	if !whole {
+		x.layers = nil
+	}
+	return x
 }

@@ -41,10 +41,12 @@ func (x *builds) add(b *build) {
 	x.all[b.session] = b
 }
 
-func (x *builds) remove(b *build) {
+// remove takes a build out, and reports whether it was the last one.
+func (x *builds) remove(b *build) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	delete(x.all, b.session)
+	return len(x.all) == 0
 }
 
 // get returns the build of a session, nil if there is none.

@@ -12,6 +12,8 @@
 //   - The context of a deploy is its manifest and the contents in the cache
 //     (source.go): what is unchanged is neither sent nor read, and modification
 //     times decide nothing.
+//   - A COPY of one of its directories to where nothing is links the files
+//     (fileop.go): no content is written for it.
 //   - Git runs in package builder/gitfetch, which reaches what steps may reach
 //     (git.go).
 //   - A Dockerfile that may name an SSH server is read in a process without a

@@ -274,16 +274,16 @@ type overlaid struct {
 // Mount implements BuildKit's executor.Mountable.
 func (o overlaid) Mount(ctx context.Context, _ bool) (bkexecutor.MountableRef, error) {
 	below, err := o.src.Mount(ctx, true)
-	return overlay{o.snap, below}, err
+	return overlaidMounts{o.snap, below}, err
 }
 
-type overlay struct {
+type overlaidMounts struct {
 	snap *layercache.Snapshot
 	snapshot.Mountable
 }
 
 // Mount implements BuildKit's executor.MountableRef.
-func (o overlay) Mount() ([]mount.Mount, func() error, error) {
+func (o overlaidMounts) Mount() ([]mount.Mount, func() error, error) {
 	list, release, err := o.Mountable.Mount()
 	if err != nil {
 		return nil, nil, err

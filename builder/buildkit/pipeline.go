@@ -115,7 +115,7 @@ func (p *plan) Build(ctx context.Context) (*builder.Image, error) {
 	defer release()
 	defer b.forget()
 	p.tenant.builds.add(b)
-	defer p.tenant.builds.remove(b)
+	defer p.tenant.over(b)
 	defer b.stop(nil)
 	err = b.solve(s)
 	b.end()

@@ -194,7 +194,7 @@ func (s *solve) run(start *slipwayv1.Start) (*controlapi.SolveResponse, error) {
 		close(s.ready)
 		return nil, s.err
 	}
-	defer s.tenant.builds.remove(s.build)
+	defer s.tenant.over(s.build)
 	defer s.build.forget()
 	defer s.build.stop(nil)
 	if s.err != nil {

@@ -357,6 +357,9 @@ func (v *view) write(ctx context.Context, name string, s *selection) (_ cache.Im
 		return nil, err
 	}
 	v.build.tenant.worker.note(ctx, done, v.build.app)
+	if err := done.SetString(contextKey, name, ""); err != nil { // it is copied then, not linked
+		v.build.tenant.engine.log.WarnContext(ctx, "note whose context a BuildKit record is", "err", err)
+	}
 	return done, nil
 }
 

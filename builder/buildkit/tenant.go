@@ -46,6 +46,7 @@ import (
 
 	"github.com/slipwayhq/slipway/builder/buildkit/executor"
 	"github.com/slipwayhq/slipway/layercache"
+	"github.com/slipwayhq/slipway/rescue"
 )
 
 // A tenant is BuildKit as one org has it.
@@ -68,6 +69,7 @@ type tenant struct {
 	builds  *builds
 	owners  *owners
 	solves  *solves
+	weights weights
 	results solver.CacheManager
 	leave   func() // the store
 	closed  context.CancelFunc
@@ -309,10 +311,23 @@ func (o *opener) exportCache(stock remotecache.ResolveCacheExporterFunc) remotec
 	}
 }
 
+// Messages reach BuildKit's and containerd's services as clients made them,
+// which may lack what these take for granted. A call that panics fails alone.
+
+func rescueUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	defer rescue.Into(&err)
+	return next(ctx, req)
+}
+
+func rescueStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer rescue.Into(&err)
+	return next(srv, ss)
+}
+
 // serve answers the tenant's API in this process.
 func (o *opener) serve(ctx context.Context) error {
 	o.server = grpc.NewServer(
-		grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor), grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, rescueUnary), grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, rescueStream),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 	)
 	o.control.Register(o.server)
@@ -337,6 +352,14 @@ func (t *tenant) session(ctx context.Context, _ string, meta map[string][]string
 	here, there := net.Pipe()
 	t.served.Go(func() { _ = t.sessions.HandleConn(ctx, there, meta) })
 	return here, nil
+}
+
+// over says that a build has ended. After the last one, nothing is kept that
+// only the next step of one would need.
+func (t *tenant) over(b *build) {
+	if t.builds.remove(b) {
+		t.weights.drop()
+	}
 }
 
 func (t *tenant) close() error {

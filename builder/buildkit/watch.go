@@ -43,7 +43,9 @@ func watch(ctx context.Context, root executor.Root) error {
 	if most < 0 {
 		return nil
 	}
-	g := &gauged{Gauge: rootfs.NewGauge(root.Upper), upper: root.Upper, below: v.worker.below(r.parent), most: most}
+	below, done := v.worker.below(r.parent)
+	defer done()
+	g := &gauged{Gauge: rootfs.NewGauge(root.Upper), upper: root.Upper, below: below, most: most}
 	return g.watch(ctx)
 }
 
@@ -183,14 +185,17 @@ func (b *build) tooLarge(ctx context.Context, r *vertexRef, seen *limits.SizeErr
 }
 
 // below returns what tells how much a step began with, once all of it has been
-// counted always the same.
-func (w *worker) below(parent cache.ImmutableRef) func(context.Context) *limits.Ledger {
-	var known *limits.Ledger
+// counted always the same, and what is to be called when nobody asks any more.
+func (w *worker) below(parent cache.ImmutableRef) (look func(context.Context) *limits.Ledger, done func()) {
+	t := w.tenant
+	var known *weighed
 	var settled bool
-	return func(ctx context.Context) *limits.Ledger {
+	look = func(ctx context.Context) *limits.Ledger {
 		if !settled {
-			known, settled = w.tenant.weigh(ctx, parent)
+			t.weights.put(known)
+			known, settled = t.weigh(ctx, parent)
 		}
-		return known
+		return known.ledger
 	}
+	return look, func() { t.weights.put(known) }
 }

@@ -46,7 +46,7 @@ func (w *worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *se
 		}
 		return ops.NewExecOp(v, n.scoped(step), op.Platform, n, w.ParallelismSem, sm, &vertexExecutor{n, secretive(step.Exec)}, w, res, false)
 	case *pb.Op_File:
-		return ops.NewFileOp(v, step, w.newVertex(v), w.ParallelismSem, w)
+		return w.newFileOp(v, step)
 	case *pb.Op_Source:
 		if err := w.tenant.mayFetch(v, step.Source); err != nil {
 			return nil, err
