@@ -66,7 +66,7 @@ func TestExec(t *testing.T) {
 	}
 	d.quiet(10 * time.Second)
 	before := diskUse(t, d.root+"/cache")
-	if r := c.slipway("exec", "-a", "shop", "--json", "--", "sh", "-c", "dd if=/dev/zero of=big bs=1M count=50 2>/dev/null; printf 'gr\\303\\274n'; printf '\\377' >&2"); r.code() != 0 || r.stdout.String() !=
+	if r := c.slipway("exec", "-a", "shop", "--json", "--", "sh", "-c", "dd if=/dev/zero of=big bs=1M count=50 2>/dev/null; printf 'gr\\303\\274n'; sleep 0.3; printf '\\377' >&2"); r.code() != 0 || r.stdout.String() !=
 		`{"type":"output","stream":"stdout","data":"grün"}`+"\n"+`{"type":"output","stream":"stderr","data_base64":"/w=="}`+"\n"+`{"type":"result","exit_code":0,"error":null}`+"\n" {
 		t.Errorf("exit code %d\n%s", r.code(), r.text())
 	}

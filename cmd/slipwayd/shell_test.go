@@ -134,9 +134,8 @@ func TestManyShells(t *testing.T) {
 		t.Errorf("exit code %d, printed %q\n%s", second.code(), got, second.text())
 	}
 	fmt.Fprintln(keys, "cat /b; exit 4")
-	first.untilPrinted("b\n")
-	if code := first.wait(20 * time.Second); code != 4 {
-		t.Errorf("exit code %d, want 4", code)
+	if code := first.wait(20 * time.Second); code != 4 || first.stdout.String() != "ready\nb\n" {
+		t.Errorf("exit code %d, want 4\n%s", code, first.text())
 	}
 	d.quiet(10 * time.Second)
 
