@@ -52,8 +52,8 @@ func TestExec(t *testing.T) {
 		{"unknown program", []string{"--", "nope"}, exitUser, "error: not_found (user)"},
 		{"unknown tag", []string{"--image", "nope", "--", "true"}, exitUser, "error: not_found (user): there is no image"},
 		{"no tag at all", []string{"--image", "../blog:x", "--", "true"}, exitUser, "names no image"},
-		{"another app's", []string{"-a", "blog", "--", "true"}, exitUser, "app blog has no image"},
-		{"environment", []string{"--env", "production", "--", "true"}, exitUser, "no environments"},
+		{"another app's", []string{"-a", "blog", "--", "true"}, exitUser, "nothing was released of the app blog"},
+		{"environment", []string{"--env", "production", "--", "true"}, exitUser, "to production"},
 		{"too long", []string{"--time-limit", "1s", "--", "sleep", "100"}, exitUser, "error: timeout (user): the command was ended after 1s"},
 		{"no command", nil, exitUser, "command to run is missing"},
 	} {
@@ -96,6 +96,51 @@ func TestExecInterrupted(t *testing.T) {
 	}
 	if code := r.wait(20 * time.Second); code != 6 || !strings.Contains(r.stdout.String(), "caught") {
 		t.Errorf("exit code %d\n%s", code, r.text())
+	}
+	d.quiet(10 * time.Second)
+}
+
+// A machine-exec token runs its command; an ssh token opens shells, until it is
+// revoked.
+func TestTokensOfProcesses(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	c.deploy("shop", dockerfile("FROM busybox", "RUN echo one > /version").write(t))
+	id := c.fails("shop", dockerfile("FROM busybox", "RUN false").write(t))
+	create := func(args ...string) (id string, user *client) {
+		t.Helper()
+		var made struct{ ID, Token string }
+		c.slipway(append([]string{"tokens", "create", "--json"}, args...)...).value(&made)
+		if made.Token == "" {
+			t.Fatal("no token")
+		}
+		return made.ID, c.with("SLIPWAY_API_TOKEN=" + made.Token)
+	}
+	_, machine := create("machine-exec", "-a", "shop", "--", "cat", "/version")
+	if r := machine.slipway("exec", "-a", "shop", "--", "cat", "/version"); r.code() != 0 || r.stdout.String() != "one\n" {
+		t.Errorf("its own command: exit code %d\n%s", r.code(), r.text())
+	}
+	for _, args := range [][]string{{"-a", "shop", "--", "cat", "/etc/passwd"}, {"-a", "shop", "-i", "--", "cat", "/version"}, {"-a", "blog", "--", "cat", "/version"}} {
+		if r := machine.slipway(append([]string{"exec"}, args...)...); r.code() != exitAuth || r.stdout.String() != "" {
+			t.Errorf("%q: exit code %d\n%s", args, r.code(), r.text())
+		}
+	}
+	if r := machine.slipway("builds", "shell", id); r.code() != exitAuth {
+		t.Errorf("a shell for a machine-exec token: exit code %d\n%s", r.code(), r.text())
+	}
+	token, ssh := create("ssh", "-a", "shop")
+	in, keys := keyboard(t)
+	r := ssh.startWith(in, "builds", "shell", id)
+	if _, err := keys.WriteString("echo ready; sleep 1000\n"); err != nil {
+		t.Fatal(err)
+	}
+	r.untilPrinted("ready")
+	if revoke := c.slipway("tokens", "revoke", token); revoke.code() != exitDone {
+		t.Fatal(revoke.text())
+	}
+	revoked := time.Now()
+	if code := r.wait(10 * time.Second); code != exitAuth || time.Since(revoked) > 3*time.Second {
+		t.Errorf("exit code %d %v after the token was revoked\n%s", code, time.Since(revoked), r.text())
 	}
 	d.quiet(10 * time.Second)
 }

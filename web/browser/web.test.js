@@ -1,6 +1,7 @@
 // What people do on the pages, in Chromium, against a slipwayd that builds.
 import assert from "node:assert/strict";
 import fs from "node:fs";
+import os from "node:os";
 import path from "node:path";
 import { after, before, test } from "node:test";
 import { chromium } from "playwright-core";
@@ -270,9 +271,10 @@ test("pages fit a phone, and nothing jumps", async (t) => {
   }
 });
 
-// With SCREENSHOTS=DIR, the pictures of the documentation.
-test("pictures", { skip: process.env.SCREENSHOTS ? false : "SCREENSHOTS names no directory" }, async (t) => {
-  const dir = process.env.SCREENSHOTS;
+// The pictures of the documentation, in the directory that SCREENSHOTS names.
+test("pictures", async (t) => {
+  const dir = process.env.SCREENSHOTS || fs.mkdtempSync(path.join(os.tmpdir(), "pictures-"));
+  if (!process.env.SCREENSHOTS) t.after(() => fs.rmSync(dir, { recursive: true }));
   fs.mkdirSync(dir, { recursive: true });
   await daemon.slipway(["deploy", "-a", "billing", daemon.app("billing", "echo 'src/cart.ts(14,7): error TS2322: wrong type'\nexit 2\n")], { fails: true });
   const admin = await signedIn(t);
