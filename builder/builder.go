@@ -104,6 +104,10 @@ type Job struct {
 	// Layer hands a layer of the image to every repository it goes to.
 	Layer func(*layer.Pending)
 
+	// Names are what the image is called where it goes, "host/path:tag"; none if
+	// it goes nowhere. They are known when the pipeline builds, not when it plans.
+	Names func() []string
+
 	// Landed waits until every repository has a layer that Layer got.
 	Landed func(ctx context.Context, p *layer.Pending) error
 }

@@ -143,7 +143,7 @@ func (r *run) job(cache *layercache.Cache) (*Job, error) {
 	return &Job{
 		Request: r.req, Session: r.roomy, Cache: cache, Platform: platform, MaxSize: r.b.opts.MaxSize,
 		Maker: &layer.Maker{Cache: cache, Compression: zip, App: r.req.App, Made: r.compressed, Uplink: r.uplink},
-		Layer: r.layer, Landed: r.landed,
+		Layer: r.layer, Landed: r.landed, Names: r.names,
 	}, nil
 }
 

@@ -81,6 +81,15 @@ func splitTag(s string) (name, tag string) {
 	return s, ""
 }
 
+// names are those of the image in all repositories.
+func (r *run) names() []string {
+	var names []string
+	for _, s := range r.sinks {
+		names = append(names, s.ref())
+	}
+	return names
+}
+
 // ref is the first name that the image gets here; without tags, that of the
 // repository.
 func (s *sink) ref() string {

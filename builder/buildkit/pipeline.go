@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/session"
@@ -159,7 +160,7 @@ func (b *build) solve(s *session.Session) error {
 func (b *build) options(s *session.Session) client.SolveOpt {
 	opt := client.SolveOpt{
 		Frontend: "dockerfile.v0", FrontendAttrs: b.attrs(),
-		Exports:       []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{attrBuild: b.session}}},
+		Exports:       []client.ExportEntry{{Type: client.ExporterImage, Attrs: b.export()}},
 		Session:       attachables(b.ctx, b.job.Session),
 		SharedSession: s, Internal: true, // the daemon's own records have it
 	}
@@ -170,6 +171,16 @@ func (b *build) options(s *session.Session) client.SolveOpt {
 		opt.CacheExports = append(opt.CacheExports, cacheExport(to))
 	}
 	return opt
+}
+
+// export has our exporter make the image. Its attestations are about what has
+// its names.
+func (b *build) export() map[string]string {
+	attrs := map[string]string{attrBuild: b.session}
+	if b.job.Names != nil {
+		attrs[string(exptypes.OptKeyName)] = strings.Join(b.job.Names(), ",")
+	}
+	return attrs
 }
 
 // cacheExport is a place for a build's steps as BuildKit knows it.

@@ -498,3 +498,54 @@ func TestBuildKitCreditsRewrites(t *testing.T) {
 		t.Errorf("the image takes %d bytes", r.RootFS)
 	}
 }
+
+// A scanner, which is an image, is run over what was built, and what it finds
+// goes with the image (BuildKit's protocol for SBOM scanners).
+func TestBuildKitScans(t *testing.T) {
+	t.Parallel()
+	d, c := startWithBusybox(t)
+	scanner := c.deploy("scanner", tree{
+		"Dockerfile": "FROM busybox\nCOPY scan /scan\nENTRYPOINT [\"/bin/sh\", \"/scan\"]\n",
+		"scan": `set -e
+found=$(cd "$BUILDKIT_SCAN_SOURCE" && ls made)
+printf '{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","predicate":{"name":"%s"}}' "$found" > "$BUILDKIT_SCAN_DESTINATION/sbom.spdx.json"
+`,
+	}.write(t), "--image-label", "v1")
+	r := c.deploy("scanned", dockerfile("FROM busybox", "RUN echo made > /made").write(t), "--buildkit", "--sbom=generator="+scanner.Image)
+	index, err := remote.Index(d.reference(strings.TrimPrefix(r.Image, d.http+"/")), d.auth())
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil || len(manifest.Manifests) != 2 {
+		t.Fatalf("%+v, %v", manifest, err)
+	}
+	attestation, err := index.Image(manifest.Manifests[1].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := attestation.Layers()
+	if err != nil || len(layers) != 1 {
+		t.Fatalf("%d layers, %v", len(layers), err)
+	}
+	content, err := layers[0].Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer content.Close()
+	var statement struct {
+		PredicateType string `json:"predicateType"`
+		Subject       []struct{ Digest map[string]string }
+		Predicate     struct{ Name string }
+	}
+	if err := json.NewDecoder(content).Decode(&statement); err != nil {
+		t.Fatal(err)
+	}
+	subject := "sha256:"
+	if len(statement.Subject) > 0 {
+		subject += statement.Subject[0].Digest["sha256"]
+	}
+	if statement.PredicateType != "https://spdx.dev/Document" || statement.Predicate.Name != "made" || subject != manifest.Manifests[0].Digest.String() {
+		t.Errorf("attested %+v of %s", statement, manifest.Manifests[0].Digest)
+	}
+}
