@@ -60,7 +60,7 @@ func (s *environmentService) CreateEnvironment(ctx context.Context, req *slipway
 		return nil, failure.Userf(failure.NotSupported, "give --no-token", "this daemon cannot make tokens")
 	}
 	p := caller(ctx)
-	e := records.Environment{Org: p.Org, Name: req.Name, CreatedBy: p.Name, Created: time.Now().UTC()}
+	e := records.Environment{Org: p.Org, Name: req.Name, CreatedBy: p.Actor(), Created: time.Now().UTC()}
 	if err := s.opts.Records.CreateEnvironment(ctx, e); errors.Is(err, records.ErrEnvironmentExists) {
 		return nil, failure.Userf(failure.InvalidArgument, "slipway envs show "+req.Name+" shows it; slipway tokens create registry --env "+req.Name+" makes another token for it",
 			"the environment %s exists already", req.Name)

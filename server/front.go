@@ -157,7 +157,7 @@ func (f *Front) record(ctx context.Context, start *slipwayv1.Start) (*records.Bu
 		return nil, false, err
 	}
 	b, err := f.opts.Records.Create(ctx, records.Build{
-		ID: ulid.Make().String(), Org: p.Org, App: start.App, Pipeline: start.Pipeline.String(), CreatedBy: p.Name,
+		ID: ulid.Make().String(), Org: p.Org, App: start.App, Pipeline: start.Pipeline.String(), CreatedBy: p.Actor(),
 		Created: time.Now().UTC(), Status: records.Queued, IdempotencyKey: recordKey(start), Plan: start.PlanOnly,
 	})
 	if errors.Is(err, records.ErrExists) {

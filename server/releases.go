@@ -133,7 +133,7 @@ func ownRepository(o *Options, image string) string {
 // draft is the release of an image that is there.
 func (s *environmentService) draft(ctx context.Context, app, env, reference string) (records.Release, error) {
 	p := caller(ctx)
-	r := records.Release{Org: p.Org, App: app, Env: env, CreatedBy: p.Name, Created: time.Now().UTC()}
+	r := records.Release{Org: p.Org, App: app, Env: env, CreatedBy: p.Actor(), Created: time.Now().UTC()}
 	if s.opts.Images == nil {
 		return r, failure.Userf(failure.NotSupported, "", "this daemon has no registry of its own")
 	}

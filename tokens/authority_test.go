@@ -585,3 +585,18 @@ func TestConcurrentRevocations(t *testing.T) {
 		t.Errorf("%d revocations of %d tokens", len(revoked), len(ids))
 	}
 }
+
+func TestActor(t *testing.T) {
+	o := open(t)
+	_, token, _ := o.make(o.dev, tokens.Request{Type: "deploy", App: "shop", Name: "ci"})
+	local, err := tokens.Local(0, 0)
+	check(t, err)
+	for _, tc := range []struct {
+		p    tokens.Principal
+		want string
+	}{{o.dev, "dev"}, {o.as, "admin"}, {token, "ci"}, {local, "local user 0"}} {
+		if got := tc.p.Actor(); got != tc.want {
+			t.Errorf("%+v acts as %s, want %s", tc.p, got, tc.want)
+		}
+	}
+}

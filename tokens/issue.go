@@ -135,7 +135,7 @@ func (a *Authority) draft(by Principal, r Request) (Token, error) {
 	now := time.Now()
 	t := Token{
 		ID: newID("tok_"), Org: by.Org, Type: r.Type, Name: strings.TrimSpace(r.Name), App: r.App, Env: r.Env,
-		Permission: r.Permission, Command: slices.Clone(r.Command), Session: r.Session, User: r.User, CreatedBy: maker(by), Created: now,
+		Permission: r.Permission, Command: slices.Clone(r.Command), Session: r.Session, User: r.User, CreatedBy: by.Actor(), Created: now,
 	}
 	if t.Name == "" {
 		t.Name = r.Type
@@ -156,13 +156,6 @@ func (a *Authority) draft(by Principal, r Request) (Token, error) {
 		t.Expires = now.Add(DefaultExpiry)
 	}
 	return t, checkToken(&t)
-}
-
-func maker(by Principal) string {
-	if by.User != "" && isLogin(by) {
-		return by.User
-	}
-	return by.Name
 }
 
 // name is the form of names of apps, environments, users and orgs.
@@ -316,7 +309,7 @@ func (a *Authority) knownUser(ctx context.Context, by Principal, name string) er
 // Claim makes sure that an app belongs to the org of by: it does from now on if
 // it did to none. The error wraps [ErrDenied] if it is another org's.
 func (a *Authority) Claim(ctx context.Context, by Principal, app string) error {
-	got, err := a.store.ClaimApp(ctx, App{Name: app, Org: by.Org, CreatedBy: maker(by), Created: time.Now()})
+	got, err := a.store.ClaimApp(ctx, App{Name: app, Org: by.Org, CreatedBy: by.Actor(), Created: time.Now()})
 	if err != nil {
 		return err
 	}

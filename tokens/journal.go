@@ -50,7 +50,7 @@ func (a *Authority) decided(ctx context.Context, p Principal, action, resource s
 // decision returns the record of something allowed.
 func decision(ctx context.Context, p Principal, action, resource string) Decision {
 	return Decision{
-		ID: newID(""), Time: time.Now(), Org: p.Org, Token: p.ID, Actor: maker(p), Action: action, Resource: resource,
+		ID: newID(""), Time: time.Now(), Org: p.Org, Token: p.ID, Actor: p.Actor(), Action: action, Resource: resource,
 		Addr: addr(ctx), Allowed: true, Count: 1,
 	}
 }

@@ -22,7 +22,7 @@ func (a *Authority) Revoke(ctx context.Context, by Principal, ids ...string) ([]
 		return nil, err
 	}
 	d := decision(ctx, by, "token.revoke", tokenList(ids))
-	revoked, err := a.store.RevokeTokens(ctx, by.Org, ids, maker(by), d.Time, d)
+	revoked, err := a.store.RevokeTokens(ctx, by.Org, ids, by.Actor(), d.Time, d)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (a *Authority) RevokeEnv(ctx context.Context, by Principal, env string) ([]
 		return nil, nil
 	}
 	d := decision(ctx, by, "token.revoke", "tokens of environment "+env)
-	revoked, err := a.store.RevokeTokens(ctx, by.Org, ids, maker(by), d.Time, d)
+	revoked, err := a.store.RevokeTokens(ctx, by.Org, ids, by.Actor(), d.Time, d)
 	a.ended(revoked)
 	return revoked, err
 }

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -43,6 +44,15 @@ type Principal struct {
 
 // Has reports whether the principal's token has a scope.
 func (p Principal) Has(scope string) bool { return slices.Contains(p.Scopes, scope) }
+
+// Actor names who does what the token is used for: the user who logs in with
+// it, else the token, or what stands in for one.
+func (p Principal) Actor() string {
+	if p.User != "" && isLogin(p) && strings.HasPrefix(p.ID, "tok_") {
+		return p.User
+	}
+	return p.Name
+}
 
 // Expired reports whether the token is no longer good at that time.
 func (p Principal) Expired(now time.Time) bool {

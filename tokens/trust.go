@@ -28,7 +28,7 @@ func (a *Authority) CreateTrust(ctx context.Context, by Principal, t Trust) (Tru
 	if err := a.AllowIn(ctx, by, ScopeUserWrite, "", ""); err != nil {
 		return Trust{}, err
 	}
-	t.ID, t.Org, t.CreatedBy, t.Created = newID("tru_"), by.Org, maker(by), time.Now()
+	t.ID, t.Org, t.CreatedBy, t.Created = newID("tru_"), by.Org, by.Actor(), time.Now()
 	if err := checkTrust(&t); err != nil {
 		return Trust{}, err
 	}

@@ -122,7 +122,7 @@ func (a *Authority) RemoveUser(ctx context.Context, by Principal, user string) (
 		return nil, err
 	}
 	d := decision(ctx, by, "user.remove", "user "+user)
-	revoked, err := a.store.RemoveUser(ctx, by.Org, user, maker(by), d.Time, d)
+	revoked, err := a.store.RemoveUser(ctx, by.Org, user, by.Actor(), d.Time, d)
 	a.ended(revoked)
 	return revoked, err
 }
