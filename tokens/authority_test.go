@@ -600,3 +600,20 @@ func TestActor(t *testing.T) {
 		}
 	}
 }
+
+// A token for one environment does nothing to the org as a whole.
+func TestBoundTokensChangeNoUsers(t *testing.T) {
+	o := open(t)
+	_, value, err := o.Derive(t.Context(), o.ana, tokens.Request{Env: "staging"})
+	check(t, err)
+	bound := o.who(value)
+	_, _, _, create := o.CreateUser(t.Context(), bound, "eve", tokens.RoleAdmin, true, tokens.Request{})
+	_, role := o.SetRole(t.Context(), bound, "dev", tokens.RoleAdmin)
+	_, remove := o.RemoveUser(t.Context(), bound, "dev")
+	_, trust := o.CreateTrust(t.Context(), bound, tokens.Trust{Name: "ci", Issuer: "https://issuer.test", Audience: "a", Type: tokens.TypeOrg})
+	for name, err := range map[string]error{"create": create, "role": role, "remove": remove, "trust": trust} {
+		if !errors.Is(err, tokens.ErrDenied) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

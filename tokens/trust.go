@@ -49,7 +49,7 @@ func (t *Trust) gives() string {
 
 // Trusts returns the rules of by's org, newest first.
 func (a *Authority) Trusts(ctx context.Context, by Principal) ([]Trust, error) {
-	if err := a.Allow(ctx, by, ScopeUserRead, ""); err != nil {
+	if err := a.AllowIn(ctx, by, ScopeUserRead, "", ""); err != nil {
 		return nil, err
 	}
 	return a.store.Trusts(ctx, by.Org)

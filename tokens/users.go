@@ -10,7 +10,7 @@ import (
 // CreateOrg makes an org with a first admin, and returns that one's token and
 // its value.
 func (a *Authority) CreateOrg(ctx context.Context, by Principal, org, admin string) (Org, Token, string, error) {
-	if err := a.Allow(ctx, by, ScopeOrgWrite, ""); err != nil {
+	if err := a.AllowIn(ctx, by, ScopeOrgWrite, "", ""); err != nil {
 		return Org{}, Token{}, "", err
 	}
 	if err := errors.Join(CheckName("an organization", org), CheckName("a user", admin)); err != nil {
@@ -29,7 +29,7 @@ func (a *Authority) CreateOrg(ctx context.Context, by Principal, org, admin stri
 
 // Orgs returns the daemon's orgs.
 func (a *Authority) Orgs(ctx context.Context, by Principal) ([]Org, error) {
-	if err := a.Allow(ctx, by, ScopeOrgWrite, ""); err != nil {
+	if err := a.AllowIn(ctx, by, ScopeOrgWrite, "", ""); err != nil {
 		return nil, err
 	}
 	return a.store.Orgs(ctx)
@@ -50,7 +50,7 @@ func (a *Authority) Apps(ctx context.Context, by Principal) ([]App, error) {
 // CreateUser adds a user to by's org and makes a token for the user to log in
 // with; of r, expiry counts. Without a token, the user signs in by other means.
 func (a *Authority) CreateUser(ctx context.Context, by Principal, user, role string, withToken bool, r Request) (User, Token, string, error) {
-	if err := a.Allow(ctx, by, ScopeUserWrite, ""); err != nil {
+	if err := a.AllowIn(ctx, by, ScopeUserWrite, "", ""); err != nil {
 		return User{}, Token{}, "", err
 	}
 	if err := errors.Join(CheckName("a user", user), checkRole(role)); err != nil {
@@ -87,7 +87,7 @@ func (a *Authority) createUser(ctx context.Context, by Principal, user, role str
 
 // Users returns the users of by's org.
 func (a *Authority) Users(ctx context.Context, by Principal) ([]User, error) {
-	if err := a.Allow(ctx, by, ScopeUserRead, ""); err != nil {
+	if err := a.AllowIn(ctx, by, ScopeUserRead, "", ""); err != nil {
 		return nil, err
 	}
 	return a.store.Users(ctx, by.Org)
@@ -96,7 +96,7 @@ func (a *Authority) Users(ctx context.Context, by Principal) ([]User, error) {
 // SetRole changes what a user, and every token of the user's that has to do
 // with it, may do.
 func (a *Authority) SetRole(ctx context.Context, by Principal, user, role string) (User, error) {
-	if err := a.Allow(ctx, by, ScopeUserWrite, ""); err != nil {
+	if err := a.AllowIn(ctx, by, ScopeUserWrite, "", ""); err != nil {
 		return User{}, err
 	}
 	if err := checkRole(role); err != nil {
@@ -115,7 +115,7 @@ func (a *Authority) SetRole(ctx context.Context, by Principal, user, role string
 
 // RemoveUser removes a user and revokes the tokens made on the user's behalf.
 func (a *Authority) RemoveUser(ctx context.Context, by Principal, user string) ([]string, error) {
-	if err := a.Allow(ctx, by, ScopeUserWrite, ""); err != nil {
+	if err := a.AllowIn(ctx, by, ScopeUserWrite, "", ""); err != nil {
 		return nil, err
 	}
 	if err := a.notTheLast(ctx, by, user); err != nil {
@@ -145,7 +145,7 @@ func (a *Authority) notTheLast(ctx context.Context, by Principal, user string) e
 // attempts of which nobody knows whose they were.
 func (a *Authority) Decisions(ctx context.Context, by Principal, q AuditQuery) iter.Seq2[Decision, error] {
 	return func(yield func(Decision, error) bool) {
-		if err := a.Allow(ctx, by, ScopeAuditRead, ""); err != nil {
+		if err := a.AllowIn(ctx, by, ScopeAuditRead, "", ""); err != nil {
 			yield(Decision{}, err)
 			return
 		}
