@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,19 +30,19 @@ import (
 // after it has said all.
 func TestRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		resting := 0
+		var resting atomic.Int64
 		var r rest
-		check := func(after time.Duration, want int, what string) {
+		check := func(after time.Duration, want int64, what string) {
 			t.Helper()
 			time.Sleep(after)
 			synctest.Wait()
-			if resting != want {
-				t.Errorf("%s: resting is %d, want %d", what, resting, want)
+			if got := resting.Load(); got != want {
+				t.Errorf("%s: resting is %d, want %d", what, got, want)
 			}
 		}
 		r.enter()() // before the build has its turn
 		check(2*idle, 0, "not begun")
-		r.start(func() func() { resting++; return func() { resting-- } })
+		r.start(func() func() { resting.Add(1); return func() { resting.Add(-1) } })
 		check(idle/2, 0, "just begun")
 		first, second := r.enter(), r.enter()
 		check(2*idle, 0, "two calls")
